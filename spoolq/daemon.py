@@ -1,0 +1,457 @@
+"""
+The node: scan, decide, act, deliver, recover. One per machine and spool; run by `spoolq node`.
+
+All spool I/O of a node happens here, in one thread that may hang with the mount; the runner, which
+watches the jobs, is another process. One turn is `Daemon.step`: hear what the runner says, start what
+fits, deliver what ended, carry out requests, admit what was dropped, beat.
+Invariant: killing this at any line loses nothing: the entry's place, the runner and its journal say
+all that a new daemon needs (see `recover`). Nothing is claimed while unable to beat.
+"""
+
+import logging
+import os
+import random
+import select
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from spoolq import __version__, control, deliver, host, recover, resources, schedule, service
+from spoolq.channel import Family, Gone
+from spoolq.claims import Claims
+from spoolq.config import Policy
+from spoolq.deliver import Finished
+from spoolq.entry import Entry
+from spoolq.fsops import Answer
+from spoolq.intake import Intake
+from spoolq.job import Job
+from spoolq.launch import Launcher, Prepared
+from spoolq.lease import may_start
+from spoolq.local import Scratch
+from spoolq.presence import Presence
+from spoolq.resources import Amounts
+from spoolq.spool import Placed, Spool
+from spoolq.wake import Wake
+
+log = logging.getLogger("spoolq")
+
+BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
+MEASURE_S = 5.0
+SCAN_LIMIT = 1000  # waiting entries looked at in one pass
+REASONS = 20  # blocked jobs that get a why file in one pass
+WHY_S = 60.0  # a why file changes at most so often
+RETRY_S = (1.0, 300.0)  # between tries to deliver to a spool that refuses
+
+
+@dataclass(slots=True)
+class Live:
+    """A job that this node has claimed: where its entry is, what it holds, and what it is doing."""
+
+    at: Placed
+    job: Job | None
+    outputs: tuple[int, ...] = ()
+    scratch: str = ""
+    requeue: bool = False
+    rss_mb: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """How long the daemon runs: `--once`, `--idle-exit`."""
+
+    once: bool = False
+    idle_exit_s: float | None = None
+
+
+class Daemon:
+    """One node on one spool."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        policy: Policy,
+        node: str,
+        *,
+        capacity: Amounts,
+        measured: bool,
+        state_dir: str,
+        limits: Limits,
+        wake: Wake,
+    ) -> None:
+        """
+        Set up; `run` does the rest.
+
+        Args:
+            capacity: what the node has to lend, thousandths.
+            measured: whether measured load counts; not if the capacity is more than the machine has.
+            state_dir: node-local directory of the journal.
+        """
+        self.spool, self.policy, self.node = spool, policy, node
+        self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.wake, self.stopping = wake, False
+        self.family = Family.connect(state_dir)
+        self.launcher, self.scratch, self.meter = Launcher(spool, node), Scratch(node), host.Meter()
+        self.live: dict[int, Live] = {}
+        self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
+        self.ended: list[Finished] = []
+        self.candidates: list[Placed] = []
+        self.claims = Claims(state_dir, host.boot_id())
+        self.presence = Presence(
+            spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir
+        )
+        self.last_work = host.boottime()
+        self._due: dict[str, float] = {}
+        self._whys: dict[int, tuple[float, str]] = {}
+        self._retry_s, self._poll_s = RETRY_S[0], BUSY_POLL_S
+        self._looked = False  # since the last work, the queue had nothing that could start here
+        self.intake = Intake(
+            spool,
+            node,
+            settle_s=policy.settle_s,
+            any_owner=policy.drop_any_owner,
+            base=policy.job_fields(),
+            check=self.refusal,
+        )
+
+    # --- the loop
+
+    def run(self) -> int:
+        """Until told to stop, or nothing is left to do if so asked; jobs that run go on running."""
+        self.spool.enter_node(self.node)
+        self.presence.beat()
+        self.compare_notes()
+        self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+        self.publish(self.presence.state)
+        service.notify("READY=1\nSTATUS=serving " + self.spool.root)
+        log.info("up node=%s cpus=%s spool=%s", self.node, resources.show(self.capacity), self.spool.root)
+        while not self.stopping:
+            try:
+                self.step()
+            except Gone:
+                log.warning("runner gone, connecting to its successor")
+                self.family = Family.connect(self.state_dir)
+                self.compare_notes()
+            except OSError as error:  # the spool refuses or does not answer: jobs go on, try again
+                log.warning("spool error=%s file=%s", error.strerror, error.filename)
+                self._due["deliver"] = host.boottime() + self._retry_s
+                self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+                self.pause(1.0)
+            if self.finished():
+                break
+            self.pause(self._timeout())
+        return self.close()
+
+    def step(self) -> None:
+        """One turn; any part may fail with OSError and is then done again in a later turn."""
+        now = host.boottime()
+        self.hear()
+        if self.wake.clear():
+            self.candidates, self._poll_s = [], BUSY_POLL_S
+            self._due.update(queue=0.0, control=0.0, drop=0.0)
+        self.start_jobs(now)
+        if self.ended and now >= self._due.get("deliver", 0.0):
+            self.deliver_ended()
+        if self.due("control", now, 1.0):
+            control.obey(self)
+        if self.due("drop", now, 1.0) and not self.presence.draining:
+            if self.intake.step(time.monotonic()):
+                self.last_work, self._looked, self.candidates = now, False, []
+                self._due["queue"] = 0.0
+        if self.due("measure", now, MEASURE_S):
+            self.measure()
+        if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
+            self.presence.beat()
+            self.family.lease(self.presence.began + self.policy.fence_s)
+            self.settle_claims()
+            recover.look_for_ghosts(self)
+            self.publish(self.presence.state)
+        if self.due("sweep", now, 600.0):
+            recover.sweep(self)
+
+    def due(self, what: str, now: float, every_s: float) -> bool:
+        """Whether it is time for something periodic; sets the next time."""
+        if now < self._due.get(what, 0.0):
+            return False
+        self._due[what] = now + every_s
+        return True
+
+    def _timeout(self) -> float:
+        now = host.boottime()
+        if self.unsettled:
+            return 0.2
+        queue = self._due.get("queue", 0.0) if self.has_room() else now + IDLE_POLL_S
+        queue = min(queue, now + 30.0)  # the watchdog wants to be fed
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        if self.ended:
+            nearest = min(nearest, self._due.get("deliver", 0.0))
+        return max(0.0, nearest - now)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for the runner, a local change, a signal, or the time."""
+        service.feed_watchdog()
+        poller = select.poll()
+        poller.register(self.wake.fileno(), select.POLLIN)
+        poller.register(self.family.fileno(), select.POLLIN | (select.POLLOUT if self.family.waiting else 0))
+        poller.poll(int(seconds * 1000) + (1 if seconds > 0 else 0))
+
+    def finished(self) -> bool:
+        """Whether --once or --idle-exit says that it is over."""
+        if self.live or self.ended or self.unsettled or self.intake.unfinished:
+            return False
+        idle = 0.0 if self.limits.once else self.limits.idle_exit_s
+        return idle is not None and self._looked and host.boottime() - self.last_work >= idle
+
+    def close(self) -> int:
+        """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
+        if self.live:
+            log.warning("stopping jobs=%d still run; the next daemon of this node takes them over", len(self.live))
+        else:
+            self.family.send({"op": "stop"})
+        try:
+            self.publish("stopped")
+        except OSError as error:
+            log.warning("spool error=%s", error.strerror)
+        self.wake.close()
+        return 0
+
+    # --- what the runner says
+
+    def hear(self) -> None:
+        """Take in all messages of the runner."""
+        self.family.flush()
+        for message in self.family.receive():
+            match message["op"]:
+                case "ended":
+                    self.take_end(message["id"], message["attempt"], message["ended"])
+                case "refused":
+                    self.take_refusal(message["id"], message["attempt"], message["why"])
+                case "usage":
+                    self.take_usage(message)
+                case _:
+                    pass
+
+    def compare_notes(self) -> None:
+        """After connecting: what the runner knows, against what lies on this node."""
+        self.family.hello(version=__version__, lease=self.presence.began + self.policy.fence_s)
+        while True:
+            for message in self.family.receive():
+                if message["op"] == "known":
+                    recover.reconcile(self, message["jobs"])
+                    return
+            select.select([self.family], [], [], 1.0)
+
+    def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
+        """A job ended: what it held is free at once, its result is delivered soon."""
+        live = self.live.get(job_id)
+        if live is None or live.at.entry.attempt != attempt:
+            return
+        del self.live[job_id]
+        if live.scratch:
+            self.scratch.give_back(live.scratch)
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue)
+        self.ended.append(item)
+        self.last_work = host.boottime()
+        self._looked = self.limits.once and self._looked
+
+    def take_refusal(self, job_id: int, attempt: int, why: str) -> None:
+        """The runner did not start it (lease over, local disk full): give the entry back."""
+        live = self.live.get(job_id)
+        if live is None or live.at.entry.attempt != attempt:
+            return
+        log.warning("refused job=%d why=%s", job_id, why)
+        self.drop_live(live)
+        self.spool.give_back(live.at)
+        self._due["queue"] = host.boottime() + IDLE_POLL_S
+
+    def drop_live(self, live: Live) -> None:
+        """Forget a claim that did not start."""
+        self.live.pop(live.at.entry.id, None)
+        for fd in live.outputs:
+            os.close(fd)
+        if live.scratch:
+            self.scratch.give_back(live.scratch)
+
+    # --- starting
+
+    def has_room(self) -> bool:
+        """Whether it makes sense to look at the queue at all."""
+        if self.stopping or self.presence.draining or self.presence.full or (self.limits.once and self._looked):
+            return False
+        return any(self.free().get(name, 0) > 0 for name in (resources.CPUS,))
+
+    def free(self) -> dict[str, int]:
+        """What may be lent now: declared and measured, see `schedule.effective_free`."""
+        held = [live.at.entry.wants for live in self.live.values()]
+        if not self.measured:
+            return resources.free_of(self.capacity, held)
+        unused = sum(
+            max(0, live.at.entry.wants.get(resources.MEM, 0) - live.rss_mb * resources.UNIT)
+            for live in self.live.values()
+        )
+        return schedule.effective_free(self.capacity, held, self.meter.measured(), unused)
+
+    def view(self) -> schedule.NodeView:
+        """This node as `schedule` sees it."""
+        return schedule.NodeView(
+            name=self.node,
+            capacity=self.capacity,
+            free=self.free(),
+            held={live.at.entry.id: live.at.entry.wants for live in self.live.values()},
+            full=self.presence.full,
+            draining=self.presence.draining,
+        )
+
+    def start_jobs(self, now: float) -> None:
+        """Claim and start what fits, in order; keep the listing while it lasts."""
+        if not self.has_room():
+            return
+        if not self.candidates and now >= self._due.get("queue", 0.0):
+            self.candidates = self.look_at_queue()
+            self._poll_s = BUSY_POLL_S if self.candidates else min(self._poll_s * 1.5, IDLE_POLL_S)
+            self._due["queue"] = now + self._poll_s
+        if not self.candidates:
+            self._looked = True
+            return
+        plan = schedule.admit([at.entry for at in self.candidates], self.free(), self.view(), self.condition, REASONS)
+        start = {(entry.id, entry.chunk) for entry in plan.start}
+        chosen = [at for at in self.candidates if (at.entry.id, at.entry.chunk) in start]
+        # taken out first: a claim is tried once, since a second try finds the target of the first and believes it won
+        self.candidates = [at for at in self.candidates if (at.entry.id, at.entry.chunk) not in start]
+        for at in chosen:
+            self.last_work = now
+            if self.start(at) is Answer.UNKNOWN:
+                break
+        self.explain(plan.blocked, now)
+        if not plan.start:
+            self.candidates = []  # nothing of this listing fits: look again at the next poll
+            self._looked = True
+
+    def look_at_queue(self) -> list[Placed]:
+        """A fresh listing of the first SCAN_LIMIT waiting entries, from this node's own starting point."""
+        found = []
+        ours = self.live.keys() | {item.at.entry.id for item in self.ended}
+        for at in self.spool.waiting():
+            if at.entry.id not in ours:  # an earlier attempt of it may still be
+                found.append(at)
+            if len(found) >= SCAN_LIMIT:
+                break
+        return found
+
+    def condition(self, entry: Entry) -> schedule.Conditions:
+        """What the name does not say: node patterns, and whether the working directory exists here."""
+        ready = self.launcher.prepare(entry)
+        job = ready.job
+        return schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, missing=ready.missing)
+
+    def start(self, at: Placed) -> Answer:
+        """
+        Claim one entry and hand it to the runner.
+
+        The right to start it ends with the lease that was held before the claim was sent, and no later
+        beat extends it (model: "lease good now, not since the claim").
+        """
+        ready = self.launcher.prepare(at.entry)
+        began = self.presence.began
+        self.claims.add(at.entry.next().name)
+        answer, claimed = self.spool.claim(at, self.node)
+        if answer is Answer.UNKNOWN:
+            self.unsettled.append((at, claimed))
+        if answer is Answer.WON:
+            self.launch(claimed, ready, began)
+        return answer
+
+    def launch(self, at: Placed, ready: Prepared, began: float) -> None:
+        """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
+        entry = at.entry
+        if not may_start(host.boottime(), began, self.policy.fence_s):
+            self.spool.give_back(at)
+            return
+        live = self.live[entry.id] = Live(at, ready.job if not ready.problem else None)
+        if ready.problem:
+            self.fail_launch(live, ready.problem)
+            return
+        try:
+            live.outputs = tuple(self.launcher.open_outputs(entry, ready.job))
+        except OSError as error:
+            self.fail_launch(live, f"cannot open output {error.filename}: {error.strerror}")
+            return
+        live.scratch = self.scratch.take()
+        message = self.launcher.message(entry, ready, live.scratch, self.policy)
+        message["until"] = began + self.policy.fence_s
+        self.family.send(message, live.outputs)
+        self.launcher.forget(entry.id)
+
+    def fail_launch(self, live: Live, why: str) -> None:
+        """End a job that cannot be started, without the runner."""
+        ended = {"exit_code": 126, "signal": None, "reason": "launch", "detail": why, "ended": time.time()}
+        self.take_end(live.at.entry.id, live.at.entry.attempt, ended)
+
+    def explain(self, blocked: Any, now: float) -> None:
+        """Write why jobs do not start here: a line each, only when it changed, not more than once a minute."""
+        for entry, reason in blocked:
+            when, text = self._whys.get(entry.id, (0.0, ""))
+            line = f"{self.node} {reason.word}: {reason.text}"
+            if text == line or (text and now - when < WHY_S):
+                continue
+            if len(self._whys) > SCAN_LIMIT:
+                self._whys.clear()
+            self._whys[entry.id] = (now, line)
+            recover.quietly(lambda job_id=entry.id, line=line: recover.say_why(self, job_id, line))
+
+    def settle_claims(self) -> None:
+        """Ask again about claims whose outcome was unknown."""
+        for pair in list(self.unsettled):
+            at, claimed = pair
+            answer = self.spool.settle(at, claimed)
+            if answer is Answer.UNKNOWN:
+                continue
+            self.unsettled.remove(pair)
+            if answer is Answer.WON:  # its lease was not noted: give it back and claim it anew
+                self.spool.give_back(claimed)
+
+    # --- delivering
+
+    def deliver_ended(self) -> None:
+        """Deliver what ended; what fails stays for a later turn."""
+        again = [item for item in self.ended if item.requeue]
+        through = [item for item in again if recover.requeue_ended(self, item)]
+        through += deliver.deliver(self.spool, self.node, [item for item in self.ended if not item.requeue])
+        self._retry_s = RETRY_S[0]
+        for item in through:
+            entry = item.at.entry
+            word = "late" if item.late else "requeued" if item.requeue else item.ending
+            log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
+        gone = {id(item) for item in through}
+        self.ended = [item for item in self.ended if id(item) not in gone]
+        self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
+
+    # --- measuring
+
+    def measure(self) -> None:
+        """Ask the runner what the jobs use; the answer comes as a message."""
+        if self.measured and (self.live or self.due("measure idle", host.boottime(), 4 * MEASURE_S)):
+            self.family.send({"op": "usage"})
+
+    def take_usage(self, message: dict[str, Any]) -> None:
+        """What the family and its jobs have used; the rest of the machine's load is foreign."""
+        times = os.times()
+        self.meter.sample(message["cpu_s"] + times.user + times.system)
+        for key, used in message["jobs"].items():
+            live = self.live.get(int(key.partition(".")[0]))
+            if live:
+                live.rss_mb = int(used["rss_mb"])
+
+    def publish(self, state: str) -> None:
+        """node.json: what commands and people see of this node."""
+        changing = {
+            "capacity": self.capacity,
+            "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
+            "free": self.free(),
+            "measured": self.meter.facts() if self.measured else None,
+            "jobs": len(self.live),
+        }
+        self.presence.publish(state, changing)
+
+    def refusal(self, job: Job) -> str | None:
+        """Why no known node could ever run a job, or None."""
+        return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

@@ -1,0 +1,195 @@
+"""
+What lies in a job's home, `jobs/0/42/`: job, env, script, stdout, stderr, result.json, why/<node>.
+
+The home is one stable path for life and a capsule that can be copied, sent and run again; it holds
+what was asked for and what is not empty, no more. It is whole before its entry is committed.
+Invariant: nothing here is state; deleting a home changes no job's state.
+"""
+
+import contextlib
+import errno
+import os
+
+from spoolq import fsops
+from spoolq.entry import HOMES
+from spoolq.errors import JobFileError, TryAgain
+
+JOB_LIMIT = 64 << 10  # bytes of a job file
+ENV_LIMIT = 8 << 20  # bytes of an environment; Linux allows a quarter of the stack limit
+SCRIPT_LIMIT = 1 << 20
+RESULT_LIMIT = 64 << 10
+PRIVATE_ENTRY = ".entry"
+_LINK_TEXT = "../../{home}/job"  # all state directories have the same depth
+
+
+def path_of(root: str, job_id: int) -> str:
+    """The absolute path of a home."""
+    return f"{root}/jobs/{job_id // HOMES}/{job_id}"
+
+
+def highest(root: str) -> int:
+    """The highest id that has a home, 0 if none: one listing of jobs/ and one of its newest directory."""
+    groups = sorted((int(n) for n in fsops.names(f"{root}/jobs") if n.isdigit()), reverse=True)
+    for group in groups:
+        ids = [int(n) for n in fsops.names(f"{root}/jobs/{group}") if n.isdigit()]
+        if ids:
+            return max(ids)
+    return 0
+
+
+def allocate(root: str, after: int | None = None) -> int:
+    """
+    A new id, by making its home: exclusive and without a lock; a lost reply only skips a number.
+
+    Args:
+        after: an id known to be taken, or None to look for the highest one.
+    """
+    job_id = (highest(root) if after is None else after) + 1
+    while True:
+        try:
+            if fsops.make_directory(path_of(root, job_id)):
+                return job_id
+            # somebody else's: many submitters leapfrog better by looking again than by counting up
+            job_id = max(job_id, highest(root)) + 1 if job_id % 8 == 0 else job_id + 1
+        except FileNotFoundError:
+            fsops.make_directories(f"{root}/jobs/{job_id // HOMES}")
+
+
+def fill(
+    root: str, job_id: int, job: bytes, *, env: bytes | str | None = None, script: bytes | None = None, entry: bool = True
+) -> None:
+    """
+    Write a home whole, before its entry is committed.
+
+    Args:
+        job: the job file.
+        env: the environment, or the path of an equal file to hard-link (bulk submission).
+        script: the copy of the script, executable by its owner.
+        entry: whether to make the private entry that `Spool.submit` commits.
+    """
+    path = path_of(root, job_id)
+    if isinstance(env, str):
+        try:
+            fsops.link(env, f"{path}/env")
+        except OSError:  # EMLINK after 65,000 links; no hard links on this file system
+            fsops.create(f"{path}/env", fsops.read(env, ENV_LIMIT) or b"", mode=0o600)
+    elif env is not None:
+        fsops.create(f"{path}/env", env, mode=0o600)
+    if script is not None:
+        fsops.create(f"{path}/script", script, mode=0o700)
+    fsops.create(f"{path}/job", job)
+    if entry:
+        fsops.symlink(_LINK_TEXT.format(home=f"jobs/{job_id // HOMES}/{job_id}"), f"{path}/{PRIVATE_ENTRY}")
+
+
+def discard(root: str, job_id: int) -> None:
+    """Empty a home whose submission failed; the directory stays, so that the id is never used again."""
+    path = path_of(root, job_id)
+    for name in (PRIVATE_ENTRY, "job", "script", "env"):
+        with contextlib.suppress(OSError):
+            fsops.drop(f"{path}/{name}")
+
+
+def read_job(root: str, job_id: int) -> bytes:
+    """The job file; JobFileError if it is gone or no job file any more."""
+    path = f"{path_of(root, job_id)}/job"
+    try:
+        data = fsops.read(path, JOB_LIMIT)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            raise JobFileError(f"is {error.strerror}", file=path) from error
+        raise
+    if data is None:
+        raise JobFileError("is gone: somebody removed it; submit the job again", file=path)
+    return data
+
+
+def read_script(root: str, job_id: int) -> bytes:
+    """The copy of the script; JobFileError if it is gone."""
+    path = f"{path_of(root, job_id)}/script"
+    data = fsops.read(path, SCRIPT_LIMIT)
+    if data is None:
+        raise JobFileError("is gone: somebody removed it; submit the job again", file=path)
+    return data
+
+
+def read_env(root: str, job_id: int) -> bytes | None:
+    """The recorded environment, or None if the job has none of its own."""
+    return fsops.read(f"{path_of(root, job_id)}/env", ENV_LIMIT)
+
+
+def read_result(root: str, job_id: int) -> bytes | None:
+    """`result.json` as it is, or None. Looked for by listing, since a missing name is cached for up to 60 s."""
+    path = path_of(root, job_id)
+    if "result.json" not in fsops.names(path):
+        return None
+    return fsops.read(f"{path}/result.json", RESULT_LIMIT)
+
+
+def publish_result(root: str, job_id: int, data: bytes, *, sync: bool) -> None:
+    """Make the result appear whole."""
+    fsops.publish(f"{path_of(root, job_id)}/result.json", data, sync=sync)
+
+
+def set_aside(root: str, job_id: int, attempt: int) -> None:
+    """Keep an earlier attempt's result as `result.<attempt>.json`, before the job runs again."""
+    path = path_of(root, job_id)
+    with contextlib.suppress(FileNotFoundError):
+        fsops.move(f"{path}/result.json", f"{path}/result.{attempt}.json")
+
+
+def keep_late(root: str, job_id: int, attempt: int, data: bytes) -> None:
+    """A result that came after the decision: shown to the user, never authoritative."""
+    fsops.publish(f"{path_of(root, job_id)}/result.{attempt}.late.json", data)
+
+
+def write_why(root: str, job_id: int, node: str, line: str) -> None:
+    """What one node says about why the job does not start there: one small file per node."""
+    directory = f"{path_of(root, job_id)}/why"
+    fsops.make_directory(directory)
+    fsops.publish(f"{directory}/{node}", line.encode() + b"\n", sync=False)
+
+
+def read_whys(root: str, job_id: int) -> dict[str, str]:
+    """Node -> its line."""
+    directory = f"{path_of(root, job_id)}/why"
+    lines = {}
+    for node in sorted(fsops.names(directory)):
+        with contextlib.suppress(OSError):
+            lines[node] = (fsops.read(f"{directory}/{node}", 4096) or b"").decode("utf-8", "backslashreplace").strip()
+    return lines
+
+
+def output_path(root: str, job_id: int, pattern: str | None, stream: str, fill_in: dict[str, str], chdir: str) -> str:
+    """
+    Where a stream of a job goes.
+
+    Args:
+        pattern: as the user wrote it (`%j.out`), or None for the home.
+        stream: `stdout` or `stderr`.
+        fill_in: `%j %A %a %x %u %N %r` without the percent sign -> text.
+    """
+    if pattern is None:
+        return f"{path_of(root, job_id)}/{stream}"
+    text = "".join(
+        part if i % 2 == 0 else "%" if part == "%" else fill_in.get(part, "%" + part)
+        for i, part in enumerate(_split_pattern(pattern))
+    )
+    return os.path.join(chdir, text)
+
+
+def _split_pattern(pattern: str) -> list[str]:
+    """Literal, letter, literal, letter, ..., literal."""
+    parts, rest = [], pattern
+    while "%" in rest[:-1]:
+        literal, _, rest = rest.partition("%")
+        parts += [literal, rest[0]]
+        rest = rest[1:]
+    return [*parts, rest]
+
+
+def check_space(root: str, least_mb: int) -> None:
+    """TryAgain if the spool is too full to take more."""
+    free = fsops.free_mb(root)
+    if free < least_mb:
+        raise TryAgain(f"{root}: only {free} MB free, {least_mb} MB must stay free: the spool takes no more jobs")

@@ -1,0 +1,227 @@
+"""
+Turn files that somebody dropped into drop/ into jobs, each exactly once, or into rejected/ with a reason.
+
+A dropped name may come back (cron drops `nightly.sh` every day), so the file is first renamed to a tag
+of our own under nodes/<me>/admit/. Then a new home is filled with a copy, and the file itself is renamed
+into the queue: it is the entry. So a crash anywhere leaves the file in drop/, in admit/ or in the queue,
+whole, and what has to be done is read off its place; an unused home only costs a number.
+Invariant: at every moment the file or its job exists, never two jobs (model: tests/model; an id noted
+beforehand, the obvious way, makes two jobs when a silent node's files are taken over).
+"""
+
+import os
+import pwd
+import re
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spoolq import environment, fsops, home, jobfile, options
+from spoolq.errors import JobFileError, SpoolqError, UsageError
+from spoolq.fsops import Answer
+from spoolq.job import Job
+from spoolq.spool import Spool
+
+NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
+EMPTY_S = 60.0  # an empty file may still be filled for so long
+DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
+_ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
+_PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
+_MAX_QUOTED = 180
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How a dropped file looked, and since when (s, own monotonic clock) it has looked so."""
+
+    facts: tuple[int, int, int, int]
+    since: float
+
+
+def quote(name: str) -> str:
+    """Any file name in safe letters, reversible unless it is very long."""
+    raw = os.fsencode(name)
+    text = "".join(chr(b) if _PLAIN.match(bytes((b,))) else f"%{b:02X}" for b in raw)
+    return text[:_MAX_QUOTED]
+
+
+class Intake:
+    """The admission of one node."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        node: str,
+        *,
+        settle_s: float,
+        any_owner: bool,
+        base: Mapping[str, Any],
+        check: Callable[[Job], str | None],
+    ) -> None:
+        """
+        Remember what to do; nothing is touched yet.
+
+        Args:
+            settle_s: a file must look the same for so long, unless it carries the trailer.
+            any_owner: accept files that belong to somebody else (they run as this node's user).
+            base: fields of a job that does not say.
+            check: says why no node could ever run a job, or None.
+        """
+        self.spool, self.node, self.settle_s, self.any_owner = spool, node, settle_s, any_owner
+        self.base, self.check = base, check
+        self._seen: dict[str, _Seen] = {}
+        self._tags = 0
+        self.unfinished = True  # look into admit/ at the first step: an earlier daemon may have died
+
+    def step(self, now: float) -> int:
+        """
+        One look; returns how many jobs were admitted.
+
+        Args:
+            now: s, monotonic.
+        """
+        admitted = 0
+        if self.unfinished:
+            self.unfinished = False
+            for name in sorted(fsops.names(self._admit())):
+                admitted += self._admit_one(name)
+        present = fsops.names(f"{self.spool.root}/drop")
+        self._seen = {name: seen for name, seen in self._seen.items() if name in present}
+        for name in sorted(present):
+            if not name.endswith(NOT_JOBS) and self._ready(name, now):
+                admitted += self._take(name)
+        return admitted
+
+    def _admit(self, name: str = "") -> str:
+        return f"{self.spool.root}/nodes/{self.node}/admit" + (f"/{name}" if name else "")
+
+    def _ready(self, name: str, now: float) -> bool:
+        """Whether a file has settled."""
+        path = f"{self.spool.root}/drop/{name}"
+        facts = fsops.look(path)
+        if facts is None:
+            return False
+        if not stat.S_ISREG(facts.st_mode):
+            return True  # to be refused; waiting does not make a FIFO a job
+        now_facts = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        seen = self._seen.get(name)
+        if seen is None or seen.facts != now_facts:
+            self._seen[name] = seen = _Seen(now_facts, now)
+            # whoever renames a finished file in and ends it with the trailer need not wait
+            return bool(facts.st_size) and self._has_trailer(path)
+        age = now - seen.since
+        if facts.st_size == 0:
+            return age >= EMPTY_S
+        if age < self.settle_s:
+            return False
+        return age >= max(self.settle_s, DOUBT_S) or self._parses(name)
+
+    def _has_trailer(self, path: str) -> bool:
+        try:
+            return jobfile.has_trailer(fsops.read(path, home.SCRIPT_LIMIT) or b"")
+        except OSError:
+            return False
+
+    def _parses(self, name: str) -> bool:
+        try:
+            self._parse(name, f"{self.spool.root}/drop/{name}")
+        except (SpoolqError, OSError):
+            return False
+        return True
+
+    def _take(self, name: str) -> int:
+        self._tags += 1
+        tag = f"{time.time_ns():x}{os.getpid():x}{self._tags:x}"
+        admitted = f"{tag}~{quote(name)}"
+        answer = fsops.move(f"{self.spool.root}/drop/{name}", self._admit(admitted), tries=1)
+        self._seen.pop(name, None)
+        if answer is Answer.UNKNOWN:
+            self.unfinished = True
+        return self._admit_one(admitted) if answer is Answer.WON else 0
+
+    def _admit_one(self, name: str) -> int:
+        """From admit/ to a job or to rejected/; whatever fails for now stays and is done again."""
+        match = _ADMITTED.fullmatch(name)
+        if not match:
+            return 0  # not ours to explain, not ours to touch
+        tag, quoted = match.groups()
+        original = os.fsdecode(re.sub(rb"%([0-9A-F]{2})", lambda m: bytes((int(m[1], 16),)), quoted.encode()))
+        try:
+            try:
+                job, script = self._parse(original, self._admit(name))
+            except (JobFileError, UsageError) as error:
+                self._reject(name, original, tag, str(error))
+                return 0
+            return self._commit(name, original, job, script)
+        except OSError:
+            self.unfinished = True
+            return 0
+
+    def _commit(self, name: str, original: str, job: Job, script: bytes | None) -> int:
+        job_id = home.allocate(self.spool.root)
+        try:
+            home.fill(self.spool.root, job_id, jobfile.format_job(job), script=script, entry=False)
+            # before the commit: a dropper must not wait for ever; after a crash it is written again
+            self._answer(f"{original}.id", f"{job_id}\n")
+            answer, at = self.spool.submit_file(f"nodes/{self.node}/admit/{name}", job.entry(job_id))
+        except OSError:
+            home.discard(self.spool.root, job_id)
+            raise
+        if answer is not Answer.WON:
+            self.unfinished = True  # look again: still here, or queued and already claimed
+            return 0
+        self.spool.committed([at])
+        return 1
+
+    def _answer(self, name: str, text: str) -> None:
+        """Beside the dropped file's place; the job exists whether or not this can be written."""
+        try:
+            fsops.publish(f"{self.spool.root}/drop/{name}", text.encode(), sync=False)
+        except OSError:
+            return
+
+    def _reject(self, name: str, original: str, tag: str, why: str) -> None:
+        target = f"{quote(original)}.{tag}"
+        fsops.publish(f"{self.spool.root}/rejected/{target}.why", why.encode() + b"\n")
+        fsops.move(self._admit(name), f"{self.spool.root}/rejected/{target}")
+        self._answer(f"{original}.why", f"{why}\nThe file is now rejected/{target}\n")
+
+    def _parse(self, name: str, path: str) -> tuple[Job, bytes | None]:
+        """The job in a file; JobFileError or UsageError with a message for a person."""
+        facts = fsops.look(path)
+        if facts is None:
+            raise JobFileError("is gone", file=name)
+        try:
+            data = fsops.read(path, home.SCRIPT_LIMIT)
+        except OSError as error:
+            raise JobFileError(f"{error.strerror}: a job must be a regular file up to 1 MB", file=name) from error
+        if not data:
+            raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)
+        if facts.st_uid != os.getuid() and not self.any_owner:
+            raise JobFileError(f"belongs to user id {facts.st_uid}, and jobs here run as {os.getuid()}", file=name)
+        job, script = self._parse_text(name, data)
+        owner = pwd.getpwuid(os.getuid())
+        stamp = environment.timestamp(time.time())
+        job = job._replace(
+            user=owner.pw_name,
+            chdir=job.chdir if job.chdir != "/" else owner.pw_dir,
+            name=job.name or name.rpartition(".")[0] or name,
+            submitted=stamp,
+            submit_host=self.node,
+            export="none",
+        )
+        if why := self.check(job):
+            raise JobFileError(why, file=name)
+        return job, script
+
+    def _parse_text(self, name: str, data: bytes) -> tuple[Job, bytes | None]:
+        if data.startswith(b"#!") or (name.endswith(".sh") and not data.startswith(b"\xef\xbb\xbf")):
+            pairs, _ = jobfile.parse_script(data, name)
+            return options.to_job(pairs, (), self.base, script=True), data
+        if name.endswith((".toml", ".job")) or b"command" in data or b"script" in data:
+            asked = jobfile.parse_request(data, name)
+            return options.to_job(asked.pairs, asked.command, self.base, script=asked.script is not None), asked.script
+        hint = "name it *.sh or *.toml"
+        raise JobFileError(f"is neither a script (first line #!) nor a TOML job file (command = [...]); {hint}", file=name)

@@ -1,0 +1,186 @@
+"""
+Make a waiting job ready to start on this node: read its home, find its directory and program, open its outputs.
+
+What can be known before the claim is looked at before it (the working directory must exist here), so
+that a job that cannot start here stays where it is, with the reason. What the runner gets are words
+and open descriptors: the runner itself never opens a path of the spool.
+"""
+
+import contextlib
+import os
+import pwd
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from spoolq import environment, fsops, home, host, jobfile
+from spoolq.config import Policy
+from spoolq.entry import Entry
+from spoolq.errors import JobFileError
+from spoolq.job import Job
+from spoolq.resources import CPUS, MEM, UNIT
+from spoolq.spool import Spool
+
+REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """
+    A job with its environment, as its home says.
+
+    `search` is the job's PATH, `interpreter` what runs its script.
+    `problem` is empty, or why it can never start (its files are gone or broken): it is then claimed
+    and ended as FAILED, since waiting would not help. `missing` is empty, or the working directory
+    that does not exist on this node: the job stays for another.
+    """
+
+    job: Job
+    env: environment.Shared
+    search: str = ""
+    interpreter: tuple[str, ...] = ()
+    problem: str = ""
+    missing: str = ""
+
+
+class Launcher:
+    """Prepares jobs of one spool for one node."""
+
+    def __init__(self, spool: Spool, node: str) -> None:
+        """Nothing is read yet."""
+        self.spool, self.node = spool, node
+        self.remote_spool = host.file_system(spool.root).remote
+        self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
+        self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
+        self._remote: dict[str, bool] = {}
+        self._base = tuple(base_environment().items())
+
+    def prepare(self, entry: Entry) -> Prepared:
+        """What the home says; remembered, except for what may change."""
+        now = time.monotonic()
+        known = self._prepared.get(entry.id)
+        if known and (not known[1].missing or now - known[0] < LOOK_AGAIN_S):
+            return known[1]
+        ready = self._read(entry)
+        self._prepared[entry.id] = (now, ready)
+        while len(self._prepared) > REMEMBER:
+            self._prepared.popitem(last=False)
+        return ready
+
+    def forget(self, job_id: int) -> None:
+        """Its entry is gone or changed."""
+        self._prepared.pop(job_id, None)
+
+    def _read(self, entry: Entry) -> Prepared:
+        try:
+            data = home.read_job(self.spool.root, entry.id)
+            job = jobfile.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
+            packed = home.read_env(self.spool.root, entry.id)
+            env = environment.shared(packed or b"", () if packed else self._base)
+        except JobFileError as error:
+            return Prepared(Job(command=("?",)), environment.Shared((), (), True), problem=str(error))
+        # the interpreter is run on the copy, so that a spool mounted noexec does not matter
+        interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
+        missing = "" if os.path.isdir(job.chdir) else job.chdir
+        search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
+        return Prepared(job, env, search, tuple(interpreter), missing=missing)
+
+    def open_outputs(self, entry: Entry, job: Job) -> list[int]:
+        """
+        Descriptors for stdout and stderr; one and the same file if only --output was given.
+
+        Raises:
+            OSError: naming the file that cannot be written.
+        """
+        again = entry.attempt > 1 or job.open_mode == "append"
+        names = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user}
+        names |= {"N": self.node, "r": str(entry.attempt)}
+        root = self.spool.root
+        path = home.output_path(root, entry.id, job.output, "stdout", names, job.chdir)
+        out = fsops.open_output(path, append_to=again)
+        if job.output is not None:
+            self._leave_link(entry.id, "stdout", path)
+        if job.error is None and job.output is not None:
+            return [out, os.dup(out)]
+        try:
+            path = home.output_path(root, entry.id, job.error, "stderr", names, job.chdir)
+            err = fsops.open_output(path, append_to=again)
+        except OSError:
+            fsops.close(out)
+            raise
+        if job.error is not None:
+            self._leave_link(entry.id, "stderr", path)
+        return [out, err]
+
+    def _leave_link(self, job_id: int, stream: str, path: str) -> None:
+        with contextlib.suppress(OSError):
+            fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
+
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+        """The start message without descriptors; see `channel`."""
+        job, wants = ready.job, entry.wants
+        path = home.path_of(self.spool.root, entry.id)
+        argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
+        env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        program = self._program(argv[0], job.chdir, ready.search)
+        enforce = MEM in wants and (MEM in job.declared or policy.enforce_default_mem)
+        return {
+            "op": "start",
+            "id": entry.id,
+            "attempt": entry.attempt,
+            "gen": entry.gen,
+            "argv": argv,
+            "program": program,
+            "env": env,
+            "umask": job.umask,
+            "chdir": job.chdir,
+            "remote": self.remote_spool or self._is_remote(job.chdir),
+            "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
+            "grace_s": policy.grace_s,
+            "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
+            "rerun": entry.rerun,
+            "scratch": scratch,
+        }
+
+    def _is_remote(self, path: str) -> bool:
+        if path not in self._remote:
+            if len(self._remote) > REMEMBER:
+                self._remote.clear()
+            self._remote[path] = host.file_system(path).remote
+        return self._remote[path]
+
+    def _program(self, word: str, chdir: str, search: str) -> str | None:
+        """The absolute path of a program, or None; looked for as a shell would, in the job's PATH."""
+        key = (word, chdir if "/" in word else "", search)
+        now = time.monotonic()
+        known = self._programs.get(key)
+        if known and now - known[0] < LOOK_AGAIN_S:
+            return known[1]
+        candidates = [os.path.join(chdir, word)] if "/" in word else [f"{d}/{word}" for d in search.split(":") if d]
+        found = next((c for c in candidates if os.path.isfile(c) and os.access(c, os.X_OK)), None)
+        if found is None:  # let exec say what is wrong with it
+            found = next((c for c in candidates if os.path.exists(c)), None)
+        if len(self._programs) > REMEMBER:
+            self._programs.clear()
+        self._programs[key] = (now, found)
+        return found
+
+
+def base_environment() -> dict[str, str]:
+    """What a dropped job starts with: as after a login, nothing of the daemon's own."""
+    user = pwd.getpwuid(os.getuid())
+    return {
+        "HOME": user.pw_dir,
+        "USER": user.pw_name,
+        "LOGNAME": user.pw_name,
+        "SHELL": user.pw_shell or "/bin/sh",
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": os.environ.get("LANG", "C.UTF-8"),
+    }
+
+
+def cpus_of(entry: Entry) -> float:
+    """Cpus asked for."""
+    return entry.wants.get(CPUS, 0) / UNIT

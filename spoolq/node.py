@@ -1,0 +1,122 @@
+"""
+The command `spoolq node`: serve a spool with this machine, in the foreground; what the systemd unit runs.
+
+Reads the options and the configuration, takes the lock of this node, and hands over to `daemon`.
+"""
+
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+
+from spoolq import arguments, host, local, resources, service, where
+from spoolq.arguments import Flag
+from spoolq.config import Settings
+from spoolq.daemon import Daemon, Limits
+from spoolq.errors import UsageError
+from spoolq.resources import CPUS, MEM, Amounts
+from spoolq.spool import NODE_NAME
+from spoolq.wake import Wake
+
+COMMAND = arguments.Command(
+    "node",
+    "[options]",
+    "Serve: claim jobs that fit, run them, deliver their results. Ctrl-C stops serving; jobs that run go on.",
+    (
+        Flag("name", "", "NAME", "this node's name; default the host's name"),
+        Flag("cpus", "", "N", "cpus to lend; default all. More than the machine has is allowed"),
+        Flag("mem", "", "MB", "memory to lend; default all (3G works too)"),
+        Flag("gres", "", "NAME:N[,...]", "other things to lend: io:4,licence:2"),
+        Flag("once", "", "", "start what fits now, wait for it, and exit"),
+        Flag("idle-exit", "", "SECONDS", "exit after so long with nothing to do; 0: when the queue is empty"),
+        Flag("no-watch", "", "", "poll only; do not ask the kernel for changes"),
+        Flag("quiet", "q", "", "warnings and errors only"),
+    ),
+)
+
+
+def node(argv: Sequence[str]) -> int:
+    """Run a node until it is told to stop."""
+    given = arguments.parse(COMMAND, argv)
+    if given.has("help"):
+        return arguments.show_help(COMMAND)
+    if given.words:
+        raise UsageError(f"node: takes no words, got {given.words[0]!r} (a name is given by --name)")
+    logging.basicConfig(
+        level=logging.WARNING if given.has("quiet") else logging.INFO, format="spoolq: %(message)s", stream=sys.stderr
+    )
+    found = where.find(given.last("spool"), make=True)
+    name = given.last("name") or found.setting("node.name") or host.node_name()
+    if not NODE_NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: letters, digits, . _ @ - only, at most 63")
+    state_dir = local.state_directory(found.policy.uuid, name)
+    lock = local.lock(state_dir, name)
+    capacity, measured = _capacity(given, found.settings)
+    _raise_limits()
+    wake = Wake()
+    daemon = Daemon(
+        found.spool,
+        found.policy,
+        name,
+        capacity=capacity,
+        measured=measured,
+        state_dir=state_dir,
+        limits=_limits(given),
+        wake=wake,
+    )
+
+    def stop() -> None:
+        service.notify("STOPPING=1")
+        daemon.stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        wake.on_signal(number, stop)
+    found.spool.enter_node(name)
+    if not given.has("no-watch"):
+        root = found.spool.root
+        wake.watch([f"{root}/queue", f"{root}/drop", f"{root}/nodes/{name}/control"])
+    try:
+        return daemon.run()
+    finally:
+        del lock
+
+
+def _limits(given: arguments.Given) -> Limits:
+    idle = given.last("idle-exit")
+    seconds = None
+    if idle:
+        seconds = resources.parse_seconds(idle + "s" if idle.replace(".", "", 1).isdigit() else idle, "--idle-exit")
+    return Limits(once=given.has("once"), idle_exit_s=seconds)
+
+
+def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool]:
+    """What this node lends, and whether measured load counts: options over configuration over the machine."""
+    machine = host.capacity()
+    lent = {**machine, **settings.resources}
+    lent |= {name: said for name, said in ((CPUS, settings.cpus), (MEM, settings.mem)) if said is not None}
+    if text := given.last("cpus"):
+        lent[CPUS] = resources.parse_amount(text, "--cpus")
+    if text := given.last("mem"):
+        lent[MEM] = resources.parse_mb(text, "--mem")
+    for part in given.every("gres"):
+        name, _, amount = part.replace("=", ":").partition(":")
+        if name:
+            if not resources.NAME.fullmatch(name):
+                raise UsageError(f"--gres {part!r}: a name is lower case letters, digits and _")
+            lent[name] = resources.parse_amount(amount or "1", f"--gres {name}")
+    more = [name for name in (CPUS, MEM) if lent[name] > machine[name]]
+    if more:
+        logging.warning(
+            "lends more %s than this machine has (%s): measured load does not count", " and ".join(more),
+            resources.show(machine),
+        )  # fmt: skip
+    return lent, not more
+
+
+def _raise_limits() -> None:
+    # two descriptors a running job; the soft limit of 1024 would end at 500 jobs
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard > 0 else 1 << 16, hard))
+    os.umask(0o022)

@@ -1,0 +1,117 @@
+"""
+The command `out`: show what a job wrote, or writes.
+
+Invariant: looks only; whatever happens to it happens to no job.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from spoolq import arguments, awaiting, home, where
+from spoolq.arguments import Command, Flag
+from spoolq.errors import SpoolqError, UsageError
+from spoolq.spool import Placed, Spool
+from spoolq.tail import STDOUT, Following, Stream
+
+OUT = Command(
+    "out",
+    "JOB",
+    "Print what a job wrote to stdout.",
+    (
+        Flag("follow", "f", "", "go on until the job ends, also before it starts; exit with the job's code"),
+        Flag("stderr", "e", "", "what it wrote to stderr"),
+        Flag("lines", "n", "N", "begin with the last N lines"),
+    ),
+    "job",
+    "JOB: 42, last (your newest), @name\n\n"
+    "Examples:\n  spoolq out 42\n  spoolq out -f last\n  spoolq out -e -n 20 @align\n\n"
+    "Plain files: cat SPOOL/jobs/0/42/stdout",
+)
+
+
+def out(argv: Sequence[str]) -> int:
+    """`out JOB`: what it wrote."""
+    given = arguments.parse(OUT, argv)
+    if given.has("help"):
+        return arguments.show_help(OUT)
+    if not given.words:
+        raise UsageError("out: of which job? (examples: 42, last, @name)")
+    spool = where.find(given.last("spool")).spool
+    ids = awaiting.ids_of(spool, given.words)
+    if len(ids) != 1 and given.has("follow"):
+        raise UsageError("out: -f follows one job at a time")
+    name = "stderr" if given.has("stderr") else "stdout"
+    lines = given.count("lines", -1)
+    sys.stdout.flush()
+    if given.has("follow"):
+        return _follow(spool, ids[0], name, lines)
+    for job_id in ids:
+        _print(spool, job_id, name, lines)
+    return 0
+
+
+def _print(spool: Spool, job_id: int, name: str, lines: int) -> None:
+    stream = Stream(spool, job_id, name, STDOUT)
+    names = _settle(spool, job_id, stream)
+    if lines >= 0 and (not stream.listed or name in names):
+        stream.skip_to_last(lines)
+    stream.pump(names)
+
+
+def _settle(spool: Spool, job_id: int, stream: Stream) -> list[str]:
+    """Find where a stream is; says so if there is none yet. Returns what lies in the home."""
+    try:
+        names = os.listdir(home.path_of(spool.root, job_id))
+    except FileNotFoundError:
+        names = []
+    if stream.name in names:
+        return names
+    placed = spool.find(job_id)  # NotFound if it never was
+    if placed.top in ("queue", "held"):
+        sys.stderr.write(f"spoolq: job {job_id} has not started ({placed.state.name}); -f waits for it\n")
+        return names
+    path = elsewhere(spool, placed, stream.name)
+    if path is not None:
+        stream.path, stream.listed = path, False
+    return names
+
+
+def elsewhere(spool: Spool, placed: Placed, name: str) -> str | None:
+    """Where a stream goes by the job's -o and -e, or None for its home."""
+    from spoolq import jobfile, result
+
+    entry = placed.entry
+    file = f"{home.path_of(spool.root, entry.id)}/job"
+    try:
+        job = jobfile.read_job(home.read_job(spool.root, entry.id), file)
+    except SpoolqError:
+        return None
+    pattern = job.output if name == "stdout" or job.error is None else job.error
+    if pattern is None:
+        return None
+    node = placed.node
+    if not node and (data := home.read_result(spool.root, entry.id)):
+        node = (result.parse(data) or {}).get("node") or ""
+    fill_in = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user, "N": node}
+    return home.output_path(spool.root, entry.id, pattern, name, fill_in | {"r": str(entry.attempt)}, job.chdir)
+
+
+def _follow(spool: Spool, job_id: int, name: str, lines: int) -> int:
+    spool.find(job_id)  # NotFound now rather than waiting for ever
+    stream = Stream(spool, job_id, name, STDOUT)
+    following = Following(spool, job_id, [])
+    while True:
+        if not following.streams:
+            names = following.names()
+            if name in names or "stdout" in names:  # it has started
+                if name not in names and (path := elsewhere(spool, spool.find(job_id), name)):
+                    stream.path, stream.listed = path, False
+                if lines >= 0:
+                    stream.skip_to_last(lines)
+                following.streams = [stream]
+        outcome = following.look()
+        if outcome is not None:
+            awaiting.tell(spool, outcome)
+            return outcome.code
+        following.nap()

@@ -1,0 +1,72 @@
+"""
+What a node says of itself: its heartbeat, and node.json with what it has, lends and measures.
+
+The heartbeat is a counter, never a time: others judge it by their own clocks. `began` is when the last
+successful beat began, on CLOCK_BOOTTIME; the right to start jobs counts from there (`lease`).
+"""
+
+import os
+from typing import Any
+
+from spoolq import __version__, fsops, host
+from spoolq.spool import Spool
+
+LOCAL_FREE_MB = 64  # less on the local disk and results could not be kept: nothing is claimed
+
+
+class Presence:
+    """One node's presence in one spool."""
+
+    def __init__(self, spool: Spool, node: str, *, beat_s: float, min_free_mb: int, state_dir: str) -> None:
+        """Nothing is written yet."""
+        self.spool, self.node, self.beat_s = spool, node, beat_s
+        self.min_free_mb, self.state_dir = min_free_mb, state_dir
+        self.instance = f"{host.boot_id()[:8]}-{os.getpid()}"
+        self.began = 0.0
+        self.full = self.draining = False
+        self._beats = 0
+        self._written: dict[str, Any] = {}
+
+    @property
+    def state(self) -> str:
+        """`up`, `draining` or `full`."""
+        return "draining" if self.draining else "full" if self.full else "up"
+
+    def beat(self) -> None:
+        """One heartbeat, and a look at what keeps this node from claiming."""
+        began = host.boottime()
+        self.spool.beat(self.node, self._beats + 1, self.instance)
+        self._beats += 1
+        self.began = began
+        self.draining = "drain" in self.spool.node_marks(self.node)
+        self.full = (
+            fsops.free_mb(self.spool.root) < self.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
+        )
+
+    def publish(self, state: str, changing: dict[str, Any]) -> None:
+        """
+        Write node.json if it says something new.
+
+        Args:
+            state: `up`, `draining`, `full` or `stopped`.
+            changing: capacity, allocated, free (thousandths), measured, jobs.
+        """
+        facts = {
+            "format": 1,
+            "node": self.node,
+            "host": host.host_name(),
+            "machine": host.machine_id(),
+            "boot": host.boot_id(),
+            "pid": os.getpid(),
+            "starttime": host.process_identity(os.getpid()),
+            "instance": self.instance,
+            "version": __version__,
+            "state": state,
+            **changing,
+            "load": [round(x, 2) for x in os.getloadavg()],
+            "labels": host.labels(),
+            "beat_s": self.beat_s,
+        }
+        if facts != self._written:
+            self.spool.write_node(self.node, facts)
+            self._written = facts

@@ -1,0 +1,400 @@
+"""
+Decide which waiting jobs may start on one node, and say why the others may not.
+
+Every node runs this on its own view of the queue, with nobody to arbitrate, so the answer must depend
+on the arguments alone: no clock, no disk, no random numbers. Order comes from outside (`in_order`,
+`starting_point`), so another policy is another order, not another `admit`.
+Invariants: what is started fits into what is free, in every dimension; every job is in exactly one of
+start, blocked, rest; whoever is blocked can be told why, in words and figures.
+"""
+
+import fnmatch
+import functools
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from spoolq.entry import HELD, Entry
+from spoolq.errors import UsageError
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
+
+IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
+WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
+MAX_NODES = 10_000  # names that one pattern may stand for
+HOLDERS = 3  # named in a reason
+
+# one word for each reason, from the most to the least hopeful; Slurm's where it has one
+_WORDS = (
+    "Priority Resources MeasuredLoad DeviceBusyOutside UserLimit ArrayTaskLimit SpoolFull NodeDrained RetryBackoff "
+    "BeginTime Dependency CwdMissing JobHeldUser JobHeldAdmin ReqNodeNotAvail BadConstraints NoNodeAlive"
+)
+WORDS = tuple(_WORDS.split())
+
+_HELD_TEXT = {
+    "HU": "held by its user until `spoolq release`",
+    "HA": "held by an operator until an operator releases it",
+    "HD": "waits for other jobs to end",
+    "HB": "waits for its begin time",
+    "HR": "waits before it is tried again",
+}
+_RANGES = re.compile(r"\[([0-9][0-9,-]*)\]")
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+_LINE = re.compile(r"(?:(\S+) )?([A-Z][A-Za-z]+): (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a job does not start: a word of WORDS, and a text with figures."""
+
+    word: str
+    text: str
+
+    def __post_init__(self) -> None:
+        """Reject an unknown word."""
+        assert self.word in WORDS, self.word
+
+    def __str__(self) -> str:
+        """`Resources: needs 4 cpus, ...`; `parse_reason` reads it back."""
+        return f"{self.word}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """
+    What a job's entry does not say.
+
+    `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
+    `missing` is the working directory that does not exist on this node, or empty.
+    """
+
+    nodelist: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    missing: str = ""
+
+
+ANYWHERE = Conditions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """
+    One node, as its daemon knows it now or as node.json said.
+
+    Args:
+        free: what may be lent, see `effective_free`; thousandths, like `capacity` and `held`.
+        held: what each running or claimed job holds, by id.
+        full: whether the spool or the local disk is.
+        note: why it drains or what is full, in words, or empty.
+    """
+
+    name: str
+    capacity: Amounts
+    free: Amounts
+    held: Mapping[int, Amounts] = field(default_factory=dict)
+    full: bool = False
+    draining: bool = False
+    note: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """
+    A queue split in three, each in queue order: who starts, who does not and why, and the rest.
+
+    `rest` was looked at as thoroughly as `blocked`; only its reasons were not put into words.
+    """
+
+    start: tuple[Entry, ...]
+    blocked: tuple[tuple[Entry, Reason], ...]
+    rest: tuple[Entry, ...] = ()
+
+
+def in_order(entries: Iterable[Entry]) -> list[Entry]:
+    """The one order on all nodes: rank, then id (chunks of one array by their text)."""
+    return sorted(entries, key=lambda entry: (entry.rank, entry.id, entry.chunk))
+
+
+def admit(
+    waiting: Sequence[Entry],
+    free: Amounts,
+    node: NodeView,
+    conditions: Callable[[Entry], Conditions | None] = lambda _entry: ANYWHERE,
+    reasons: int = 20,
+) -> Plan:
+    """
+    First fit in the order given.
+
+    Args:
+        waiting: n entries, best first.
+        free: what the node may lend now, thousandths.
+        conditions: asked once for each entry that fits, and for those with `more` among the
+            explained; None means that they cannot be read, and the job stays.
+        reasons: of so many blocked jobs the reason is put into words (some 10 us each).
+    """
+    left = dict(free)
+    start: list[Entry] = []
+    stay: list[tuple[Entry, int, Reason | None]] = []  # with the number of those that start before it
+    if node.draining or node.full:
+        stay, waiting = [(entry, 0, None) for entry in waiting], ()
+    room = left.get
+    for entry in waiting:
+        wants = entry.wants
+        for name, amount in wants.items():  # `fits`, without a call for each of thousands
+            if amount > room(name, 0):
+                stay.append((entry, len(start), None))
+                break
+        else:
+            reason = _unsuitable(entry, node, conditions(entry))
+            if reason:
+                stay.append((entry, len(start), reason))
+                continue
+            start.append(entry)
+            for name, amount in wants.items():
+                left[name] = room(name, 0) - amount
+    told: dict[object, Reason] = {}
+    blocked = []
+    for entry, ahead, found in stay[:reasons]:
+        key = (ahead, *entry.wants.items())
+        reason = found or (None if entry.more or entry.held else told.get(key))
+        if reason is None:
+            reason = _why(entry, node, free, start[:ahead], conditions(entry) if entry.more else ANYWHERE)
+            if not entry.more and not entry.held:  # the same for all that want the same
+                told[key] = reason
+        blocked.append((entry, reason))
+    return Plan(start=tuple(start), blocked=tuple(blocked), rest=tuple(entry for entry, _, _ in stay[reasons:]))
+
+
+def _why(entry: Entry, node: NodeView, free: Amounts, before: list[Entry], terms: Conditions | None) -> Reason:
+    if reason := explain(entry, node, terms, free):
+        return reason
+    left = free_of(free, [other.wants for other in before])
+    short = lacking(entry.wants, left)
+    takers = {other.id: other.wants for other in before}
+    parts = [f"{_needs(entry.wants, name)}, {_figure(name, left.get(name, 0))} left" for name in short]
+    return Reason("Priority", f"{'; '.join(parts)} after jobs that come first; {_holders(short, takers, 'takes')}")
+
+
+def explain(
+    entry: Entry, node: NodeView, conditions: Conditions | None = ANYWHERE, free: Amounts | None = None
+) -> Reason | None:
+    """
+    Why a job does not start on a node, looked at alone; None if nothing here prevents it.
+
+    Args:
+        conditions: None if they cannot be read.
+        free: what may be lent, if not `node.free`.
+    """
+    if entry.held:
+        return Reason(HELD[entry.held], _HELD_TEXT[entry.held])
+    if node.draining:
+        return Reason("NodeDrained", f"{node.name} takes no new jobs" + (f": {node.note}" if node.note else ""))
+    if node.full:
+        return Reason("SpoolFull", node.note or f"the spool or the local disk of {node.name} has too little room left")
+    reason = _unsuitable(entry, node, conditions)
+    if reason and reason.word != "CwdMissing":
+        return reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+
+
+def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
+    """What no amount of free resources would change."""
+    if entry.held:
+        return Reason(HELD[entry.held], _HELD_TEXT[entry.held])
+    if conditions is None:
+        return Reason("ReqNodeNotAvail", "its job file, which says where it may run, cannot be read here")
+    if conditions is ANYWHERE:
+        return None
+    if conditions.nodelist and not matches(conditions.nodelist, node.name):
+        return Reason("ReqNodeNotAvail", f"asks for {','.join(conditions.nodelist)}, and this is {node.name}")
+    if matches(conditions.exclude, node.name):
+        return Reason("ReqNodeNotAvail", f"excludes {','.join(conditions.exclude)}, and this is {node.name}")
+    if conditions.missing:
+        return Reason("CwdMissing", f"its directory {conditions.missing} does not exist on {node.name}")
+    return None
+
+
+def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
+    if short := lacking(wants, node.capacity):
+        parts = [f"{_needs(wants, name)}, {_figure(name, node.capacity.get(name, 0))} in all" for name in short]
+        return Reason("BadConstraints", f"{'; '.join(parts)}: {node.name} can never run it")
+    if fits(wants, free):
+        return None
+    declared = free_of(node.capacity, node.held.values())
+    if short := lacking(wants, declared):
+        # of two limits the tighter is shown, so that the figure is the one to wait for
+        left = {name: min(declared.get(name, 0), free.get(name, 0)) for name in short}
+        parts = [f"{_needs(wants, name)}, {_of(name, left[name], node.capacity)} free" for name in short]
+        return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
+    short = lacking(wants, free)
+    parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
+    return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
+
+
+def _figure(name: str, amount: int) -> str:
+    # memory in whole MB as it was asked for: 64000M, where 62.5G would have to be computed back
+    if name == MEM:
+        return f"{amount // UNIT}M {name}"
+    return "1 cpu" if name == CPUS and amount == UNIT else f"{show_amount(amount)} {name}"
+
+
+def _needs(wants: Amounts, name: str) -> str:
+    return f"needs {_figure(name, wants[name])}"
+
+
+def _of(name: str, amount: int, capacity: Amounts) -> str:
+    return " of ".join(_figure(name, part).partition(" ")[0] for part in (amount, capacity.get(name, 0)))
+
+
+def _holders(names: Sequence[str], held: Mapping[int, Amounts], verb: str) -> str:
+    """Who has most of what is short: `job 412 holds 32000M mem, 2 more`."""
+    found = sorted(([-has.get(name, 0) for name in names], job_id) for job_id, has in held.items())
+    found = [item for item in found if any(item[0])]
+    words = []
+    for minus, job_id in found[:HOLDERS]:
+        has = " and ".join(_figure(name, -less) for name, less in zip(names, minus, strict=True) if less)
+        words.append(f"job {job_id} {verb} {has}")
+    more = [f"{len(found) - HOLDERS} more"] if len(found) > HOLDERS else []
+    return ", ".join(words + more) or "no job holds any"
+
+
+def effective_free(
+    capacity: Amounts, allocations: Iterable[Amounts], measured: Amounts | None, unused_reservation: int = 0
+) -> dict[str, int]:
+    """
+    What a node may lend: min(capacity - declared, what the machine really has), thousandths.
+
+    Args:
+        allocations: what each running or claimed job declared.
+        measured: `cpus` that processes outside spoolq leave (jobs of spoolq not counted as use) and
+            `mem` available now, each optional; None if the capacity was set above the machine's.
+        unused_reservation: memory that running jobs declared and do not use yet, thousandths of MB:
+            it is still free as measured, and spoken for.
+    """
+    declared = add(*allocations)
+    free = free_of(capacity, (declared,))
+    if measured and CPUS in measured and CPUS in free:
+        free[CPUS] = max(0, min(free[CPUS], measured[CPUS] + IDLE_LOAD - declared.get(CPUS, 0)))
+    if measured and MEM in measured and MEM in free:
+        free[MEM] = max(0, min(free[MEM], measured[MEM] - unused_reservation))
+    return free
+
+
+def could_take(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> list[str]:
+    """The names of the nodes, given their capacities, that could run it when empty; sorted."""
+    return sorted(name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+
+
+def _allowed(name: str, conditions: Conditions) -> bool:
+    return (not conditions.nodelist or matches(conditions.nodelist, name)) and not matches(conditions.exclude, name)
+
+
+def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> str | None:
+    """
+    Why none of the known nodes could ever run it, even empty; None if one could or none is known.
+
+    Args:
+        nodes: name -> capacity, thousandths.
+    """
+    if not nodes or could_take(wants, nodes, conditions):
+        return None
+    allowed = {name: capacity for name, capacity in nodes.items() if _allowed(name, conditions)}
+    if not allowed:
+        asked = ",".join(conditions.nodelist) or "any node"
+        but = f" except {','.join(conditions.exclude)}" if conditions.exclude else ""
+        return f"asks for {asked}{but}, and no known node is that (known: {_some(sorted(nodes))})"
+    best = {name: max(capacity.get(name, 0) for capacity in allowed.values()) for name in wants}
+    if short := lacking(wants, best):
+        parts = [f"{_needs(wants, name)}, and no node has more than {_figure(name, best[name])}" for name in short]
+        return "; ".join(parts)
+    parts = [f"{name} lacks {', '.join(lacking(wants, allowed[name]))}" for name in sorted(allowed)]
+    return f"no node has all of it at once: {_some(parts)}"
+
+
+def _some(words: Sequence[str], most: int = 5) -> str:
+    return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
+
+
+def overall(reasons: Mapping[str, Reason]) -> Reason:
+    """The one reason to show for a job: of what the nodes say (by name), the most hopeful."""
+    if not reasons:
+        return Reason("NoNodeAlive", "no node is alive; start one with `spoolq node`")
+    name = min(reasons, key=lambda node: (WORDS.index(reasons[node].word), node))
+    return Reason(reasons[name].word, f"{name}: {reasons[name].text}")
+
+
+def parse_reason(line: str) -> tuple[str, Reason] | None:
+    """(node or empty, reason) from `n3 Resources: needs ...`, the line of a why file; None if it is none."""
+    match = _LINE.fullmatch(line.strip())
+    return (match[1] or "", Reason(match[2], match[3])) if match and match[2] in WORDS else None
+
+
+def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
+    """
+    Where this node begins among the first names, equal in rank, so that nodes do not race for the same.
+
+    Nodes with one view get different places. The places move whenever the view does, so that the
+    first name is soon somebody's: with fixed places, jobs that keep arriving could keep it waiting.
+    A single node gets (0, 0), which leaves the exact order.
+
+    Args:
+        names: of waiting entries, in order.
+
+    Returns:
+        (first, width): look at names[first:width], names[:first], names[width:], in this order.
+    """
+    nodes = sorted({node, *live_nodes})
+    window = names[: min(WINDOW, len(nodes))]
+    equals = [*itertools.takewhile(lambda name: name[:4] == window[0][:4], window)]
+    if len(equals) < 2:
+        return 0, 0
+    return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)
+
+
+def matches(patterns: Iterable[str], name: str) -> bool:
+    """Whether a node's name is among patterns: exact, `n*` (glob), `n[1-3,5]`, or several with commas."""
+    compiled = [_compiled(pattern) for pattern in patterns]
+    return any(name in exact or any(fnmatch.fnmatchcase(name, g) for g in globs) for exact, globs in compiled)
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    try:
+        words = node_names(pattern)
+    except UsageError:  # refused at submission; by hand in a job file it names nobody
+        return frozenset(), ()
+    return frozenset(words), tuple(word for word in words if set(word) & set("*?["))
+
+
+def node_names(text: str) -> list[str]:
+    """
+    The names and globs that a node list stands for: `n[08-10],big*` is n08 n09 n10 big*.
+
+    Raises:
+        UsageError: a range is malformed, or the list is longer than MAX_NODES.
+    """
+    found: list[str] = []
+    for word in re.split(r",(?![^\[\]]*\])", text):
+        parts = _RANGES.split(word.strip())
+        choices = [_numbers(part, text) if index % 2 else [part] for index, part in enumerate(parts)]
+        size = 1
+        for choice in choices:
+            size *= len(choice)
+        if size + len(found) > MAX_NODES:
+            raise UsageError(f"nodes: {text[:60]!r} stands for more than {MAX_NODES} names")
+        found += ["".join(choice) for choice in itertools.product(*choices)] if word.strip() else []
+    return found
+
+
+def _numbers(text: str, whole: str) -> list[str]:
+    found: list[str] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part)
+        low, high = (match[1], match[2] or match[1]) if match else ("1", "0")
+        if not 0 <= int(high) - int(low) < MAX_NODES:
+            raise UsageError(f"nodes: [{text[:40]}] in {whole[:60]!r} is no range, or a long one (example: n[1-3,5])")
+        found += [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
+    return found

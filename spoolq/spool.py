@@ -1,0 +1,346 @@
+"""
+The spool: alone knows the directory layout and the rename protocol.
+
+One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and
+directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever
+used twice, and contended transitions go to a directory that only the mover writes
+(`running/<me>`, `reaping/<me>`). Whoever the entry belongs to afterwards is told by `move` alone.
+Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from spoolq import fsops, home
+from spoolq.entry import HOMES, Entry, order, parse_name, rank_of, segment, segment_holds
+from spoolq.errors import Misconfigured, NotFound, TryAgain
+from spoolq.fsops import Answer
+from spoolq.state import TRANSITIONS, State, of_entry
+
+FORMAT = 1
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
+_NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
+
+
+class Placed(NamedTuple):
+    """An entry and where it lies: `place` is its directory relative to the spool."""
+
+    place: str
+    entry: Entry
+
+    @property
+    def path(self) -> str:
+        """Relative to the spool."""
+        return f"{self.place}/{self.entry.name}"
+
+    @property
+    def top(self) -> str:
+        """`queue`, `held`, `running`, `reaping` or `done`."""
+        return self.place.partition("/")[0]
+
+    @property
+    def node(self) -> str:
+        """The node it is on, or empty."""
+        return self.place.partition("/")[2] if self.top in ("running", "reaping") else ""
+
+    @property
+    def state(self) -> State:
+        """What a user is told."""
+        return of_entry(self.place, self.entry)
+
+
+def place_of(top: str, entry: Entry, node: str = "") -> str:
+    """The directory for an entry under a top."""
+    if top in ("queue", "held"):
+        return f"{top}/{segment(entry.rank, entry.id)}"
+    return f"done/{entry.id // HOMES}" if top == "done" else f"{top}/{node}"
+
+
+def initialise(root: str, text: str, *, mode: int = 0o700) -> None:
+    """
+    Make a spool; `spool.toml` comes last, since its presence is what makes a directory one.
+
+    Args:
+        text: the content of spool.toml.
+        mode: of the spool's directory; 0700 is a spool of one's own.
+    """
+    os.makedirs(root, exist_ok=True)
+    os.chmod(root, mode)
+    for top in TOPS:
+        fsops.make_directory(f"{root}/{top}")
+    fsops.publish(f"{root}/spool.toml", text.encode())
+
+
+class Spool:
+    """One spool, opened. Hands out values; its paths are for printing."""
+
+    def __init__(self, root: str) -> None:
+        """Open; nothing is read until it is needed, but the mark must be there (exit 78 otherwise)."""
+        self.root = root
+        self.text = self._mark()
+
+    def _mark(self) -> str:
+        try:
+            data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
+        except OSError as error:
+            raise Misconfigured(f"{self.root}: not a spool: spool.toml: {error.strerror}") from error
+        if data is None:
+            raise Misconfigured(f"{self.root}: not a spool (no spool.toml): not mounted, or run `spoolq init` first")
+        return data.decode("utf-8", "replace")
+
+    # --- looking
+
+    def segments(self, top: str) -> list[str]:
+        """The segments of queue or held in the order in which their jobs start."""
+        return sorted(fsops.names(f"{self.root}/{top}"))
+
+    def entries(self, place: str) -> list[Entry]:
+        """The entries of one directory in start order; names that are none are skipped."""
+        found = [entry for name in fsops.names(f"{self.root}/{place}") if (entry := parse_name(name))]
+        return sorted(found, key=order)
+
+    def waiting(self, top: str = "queue") -> Iterator[Placed]:
+        """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
+        for name in self.segments(top):
+            place = f"{top}/{name}"
+            for entry in self.entries(place):
+                yield Placed(place, entry)
+
+    def on_node(self, node: str, top: str = "running") -> list[Placed]:
+        """What is claimed by or runs on a node."""
+        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}")]
+
+    def live(self) -> list[Placed]:
+        """Everything that has not ended: waiting, held, running, reaping."""
+        found = [*self.waiting("queue"), *self.waiting("held")]
+        for top in ("running", "reaping"):
+            for node in sorted(fsops.names(f"{self.root}/{top}")):
+                found += self.on_node(node, top)
+        # one moving forward meanwhile is seen twice: the later sighting has the higher gen
+        newest: dict[tuple[int, str], Placed] = {}
+        for placed in found:
+            key = (placed.entry.id, placed.entry.chunk)
+            if key not in newest or newest[key].entry.gen < placed.entry.gen:
+                newest[key] = placed
+        return list(newest.values())
+
+    def done(self, group: int) -> list[Placed]:
+        """The finished entries with ids group * 1000 .. group * 1000 + 999."""
+        return [Placed(f"done/{group}", entry) for entry in self.entries(f"done/{group}")]
+
+    def done_groups(self) -> list[int]:
+        """The groups that exist, newest first."""
+        return sorted((int(n) for n in fsops.names(f"{self.root}/done") if n.isdigit()), reverse=True)
+
+    def find(self, job_id: int) -> Placed:
+        """
+        Where a job is now.
+
+        Looks in the direction in which jobs move, twice, since one that moves back (requeue) can be
+        missed; an id that has a home but no entry was never submitted whole.
+
+        Raises:
+            NotFound
+        """
+        for _ in range(2):
+            for top in _NEWEST_FIRST:
+                for place in self._places(top, job_id):
+                    match = [entry for entry in self.entries(place) if entry.id == job_id]
+                    if match:
+                        return Placed(place, max(match, key=lambda entry: entry.gen))
+        raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
+
+    def _places(self, top: str, job_id: int) -> list[str]:
+        if top == "done":
+            return [f"done/{job_id // HOMES}"]
+        children = sorted(fsops.names(f"{self.root}/{top}"))
+        if top in ("queue", "held"):
+            children = [name for name in children if segment_holds(name, job_id)]
+        return [f"{top}/{name}" for name in children]
+
+    # --- submitting
+
+    def submit(self, job_id: int, entry: Entry) -> Placed:
+        """
+        Commit a filled home: one rename of its private entry. After this the job exists.
+
+        Raises:
+            TryAgain: nobody can tell whether the rename happened; the job may exist, never twice.
+            OSError: refused; the job does not exist.
+        """
+        top = "held" if entry.held else "queue"
+        target = Placed(place_of(top, entry), entry)
+        answer = fsops.move(f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}", f"{self.root}/{target.path}")
+        # only we know this private name: gone means committed, and a node may have claimed it since
+        if answer is Answer.UNKNOWN:
+            raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
+        return target
+
+    def submit_file(self, path: str, entry: Entry) -> tuple[Answer, Placed]:
+        """
+        Commit a dropped file as the entry of a filled home: the file itself moves, so it becomes one job or none.
+
+        Args:
+            path: relative to the spool, in this node's admit directory, a name that never comes back.
+        """
+        target = Placed(place_of("held" if entry.held else "queue", entry), entry)
+        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
+
+    def committed(self, places: Iterable[Placed]) -> None:
+        """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
+        for place in {placed.place for placed in places}:
+            try:
+                fsops.sync_directory(f"{self.root}/{place}")
+            except FileNotFoundError:
+                continue  # emptied by nodes and swept: further along than durable
+        fsops.ring(f"{self.root}/queue")
+
+    # --- transitions: one rename each
+
+    def transfer(self, at: Placed, top: str, entry: Entry, node: str = "") -> tuple[Answer, Placed]:
+        """
+        Rename an entry; the one place where states change.
+
+        Returns:
+            (WON, where it is now), or (LOST | UNKNOWN, where it would be).
+        """
+        assert (at.top, top) in TRANSITIONS, f"{at.top} -> {top} is no transition"
+        assert entry.gen == at.entry.gen + 1, "every rename raises gen"
+        target = Placed(place_of(top, entry, node), entry)
+        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
+
+    def settle(self, at: Placed, target: Placed) -> Answer | None:
+        """Ask again what became of an UNKNOWN transfer; None if it did not happen and may be repeated."""
+        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}")
+
+    def claim(self, at: Placed, node: str) -> tuple[Answer, Placed]:
+        """queue -> running/<node>."""
+        return self.transfer(at, "running", at.entry.next(), node)
+
+    def give_back(self, at: Placed) -> tuple[Answer, Placed]:
+        """running -> queue with the same attempt: certainly not started."""
+        return self.transfer(at, "queue", at.entry.next(suspended=False))
+
+    def finish(self, at: Placed, ending: str) -> tuple[Answer, Placed]:
+        """-> done: the commit point of a job's end."""
+        return self.transfer(at, "done", at.entry.next(ending=ending, held="", suspended=False))
+
+    def reap(self, at: Placed, node: str) -> tuple[Answer, Placed]:
+        """running or reaping of another or of oneself before a reboot -> reaping/<node>."""
+        return self.transfer(at, "reaping", at.entry.next(), node)
+
+    def requeue(self, at: Placed, *, held: str = "") -> tuple[Answer, Placed]:
+        """-> queue as the next attempt."""
+        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held)
+        return self.transfer(at, "held" if held else "queue", entry)
+
+    def hold(self, at: Placed, why: str = "HU") -> tuple[Answer, Placed]:
+        """queue -> held."""
+        return self.transfer(at, "held", at.entry.next(held=why))
+
+    def release(self, at: Placed) -> tuple[Answer, Placed]:
+        """held -> queue."""
+        return self.transfer(at, "queue", at.entry.next(held=""))
+
+    def edit(self, at: Placed, *, priority: int | None = None, **changes: Any) -> tuple[Answer, Placed]:
+        """Rename in place with other facts; a new priority may change the segment."""
+        if priority is not None:
+            changes["rank"] = rank_of(priority)
+        return self.transfer(at, at.top, at.entry.next(**changes), at.node)
+
+    def sweep_segments(self) -> None:
+        """Remove empty segments, off the hot path; one that is in use says ENOTEMPTY and stays."""
+        for top in ("queue", "held"):
+            for name in self.segments(top):
+                fsops.remove_directory(f"{self.root}/{top}/{name}")
+
+    # --- nodes
+
+    def nodes(self) -> list[str]:
+        """The names of all nodes ever seen."""
+        return sorted(name for name in fsops.names(f"{self.root}/nodes") if NODE_NAME.fullmatch(name))
+
+    def enter_node(self, node: str) -> None:
+        """Make what a node needs."""
+        for path in (f"nodes/{node}/control", f"nodes/{node}/admit", f"running/{node}", f"reaping/{node}"):
+            fsops.make_directories(f"{self.root}/{path}")
+
+    def write_node(self, node: str, facts: dict[str, Any]) -> None:
+        """Publish node.json."""
+        fsops.publish(f"{self.root}/nodes/{node}/node.json", json.dumps(facts).encode() + b"\n", sync=False)
+
+    def read_node(self, node: str) -> dict[str, Any]:
+        """node.json, or {} if there is none that can be read."""
+        return _json(self._read_small(f"nodes/{node}/node.json"))
+
+    def beat(self, node: str, count: int, instance: str) -> None:
+        """Write the heartbeat: a counter, never a time."""
+        fsops.publish(f"{self.root}/nodes/{node}/heartbeat", f"{count} {instance}\n".encode(), sync=False)
+
+    def read_beat(self, node: str) -> tuple[int, str] | None:
+        """(counter, instance) by open and read, never by stat; None if there is none."""
+        words = self._read_small(f"nodes/{node}/heartbeat").split()
+        return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdigit() else None
+
+    def mark_node(self, node: str, word: str, *, on: bool, text: str = "") -> None:
+        """Set or clear a mark such as `drain`; `touch nodes/<node>/drain` is the same."""
+        path = f"{self.root}/nodes/{node}/{word}"
+        if on:
+            fsops.publish(path, text.encode())
+        else:
+            fsops.drop(path)
+
+    def node_marks(self, node: str) -> dict[str, str]:
+        """Marks that are set, with their text: drain, ..."""
+        present = fsops.names(f"{self.root}/nodes/{node}")
+        return {word: self._read_small(f"nodes/{node}/{word}").strip() for word in ("drain",) if word in present}
+
+    def _read_small(self, relative: str) -> str:
+        try:
+            data = fsops.read(f"{self.root}/{relative}", 1 << 16)
+        except OSError:
+            return ""
+        return (data or b"").decode("utf-8", "replace")
+
+    # --- requests to a node: files like everything else
+
+    def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
+        """Ask a node to do something to a job that runs there; executed at its next look."""
+        data = json.dumps({"verb": verb, "id": job_id, **arguments}).encode()
+        fsops.publish(f"{self.root}/nodes/{node}/control/{job_id}.{verb}.{tag}", data)
+
+    def requests(self, node: str) -> list[tuple[str, dict[str, Any]]]:
+        """(name, request) in order of name; one that cannot be read comes with an empty request."""
+        directory = f"nodes/{node}/control"
+        found = sorted(fsops.names(f"{self.root}/{directory}"))
+        return [(name, _json(self._read_small(f"{directory}/{name}"))) for name in found]
+
+    def answered(self, node: str, name: str) -> None:
+        """Remove a request that was carried out or makes no sense any more."""
+        fsops.drop(f"{self.root}/nodes/{node}/control/{name}")
+
+    # --- history
+
+    def record(self, date: str, writer: str, lines: Iterable[bytes], *, sync: bool = True) -> None:
+        """Append finished jobs to `history/<date>.<writer>.jsonl`, synced once for all of them."""
+        fsops.append(f"{self.root}/history/{date}.{writer}.jsonl", b"".join(lines), sync=sync)
+
+    def history_files(self) -> list[str]:
+        """Names of the history files, oldest first."""
+        return sorted(name for name in fsops.names(f"{self.root}/history") if name.endswith(".jsonl"))
+
+    def read_history(self, name: str) -> bytes:
+        """One history file whole (at most 256 MB)."""
+        return fsops.read(f"{self.root}/history/{name}", 1 << 28) or b""
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,295 @@
+"""
+The command `sub`: bring jobs into the spool, one or one for each line of a file.
+
+An id is printed after its job is committed (one rename) and durable, never before, since whoever
+reads it may already wait for it. Bulk submission formats what jobs have in common once and links
+their environment, so that ten thousand lines cost a few system calls each.
+Invariant: a refused or failed submission leaves nothing that any node or listing can see.
+"""
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+
+from spoolq import environment, home, jobfile, options, request, where
+from spoolq.entry import label_of
+from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
+from spoolq.job import Job
+from spoolq.options import Parsed
+from spoolq.request import Asked, Source
+from spoolq.spool import Placed, Spool
+
+BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_HELP = """\
+usage: spoolq sub [options] COMMAND [ARGUMENT...]
+       spoolq sub [options] SCRIPT [ARGUMENT...]
+       spoolq sub [options] < SCRIPT       (or: spoolq sub [options] - [ARGUMENT...] < SCRIPT)
+       spoolq sub [options] -f JOB.TOML
+       spoolq sub [options] --each-line FILE
+
+Submit a job and print its id. Options end at the first word that is none, so `make -j4` needs no `--`.
+A script (a path, or a file here that PATH does not find) is copied as it is now; its #SPOOLQ lines are
+options. The command line wins over them, they win over $SPOOLQ_SUB_OPTS, and that over the spool's policy.
+
+"""
+_NOTES = """
+Examples:
+  spoolq sub -c 4 -m 3G -t 2h make -j4      4 cpus, 3 GB, at most 2 hours
+  spoolq sub -J align -o align.%j.log step.sh sample7
+  spoolq sub --wrap 'sort big | uniq -c > out'
+  find . -name '*.raw' | sed 's/^/gzip /' | spoolq sub --each-line -
+  spoolq sub -W make test && echo passed    wait for the job and exit with its code
+
+Exit: 0; with --wait the job's own code (128+n signal, 124 time limit, 137 memory, 130 cancelled);
+      2 refused; 75 the spool is full, try again later; 78 no spool.
+Plain files: cp job.toml SPOOL/drop/ submits too.
+"""
+
+
+def sub(argv: Sequence[str]) -> int:
+    """Submit; with --wait the code of the job."""
+    parsed = options.parse(argv)
+    if "help" in parsed.flags:
+        sys.stdout.write(_HELP + options.help_text() + _NOTES)
+        return 0
+    check = "check" in parsed.flags
+    found = where.find(parsed.flags.get("spool", ""), make=not check)
+    cwd = request.current_directory()
+    if "each-line" in parsed.flags:
+        ids = each_line(parsed, found, cwd, only_check=check)
+    else:
+        asked = request.ask(parsed, found, cwd)
+        if check:
+            return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
+        ids = [submit(found, asked).entry.id]
+        _announce(ids, parsed)
+    if ids and "wait" in parsed.flags:
+        from spoolq import awaiting
+
+        try:
+            ended = awaiting.until_ended(found.spool, ids)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"spoolq: no longer waiting; job {ranges(ids)} goes on (spoolq kill ends it)\n")
+            raise
+        for job_id in ids:
+            awaiting.tell(found.spool, ended[job_id])
+        return awaiting.worst(ended)
+    return 0
+
+
+# --- one job
+
+
+def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
+    """
+    Commit one job and make it durable.
+
+    Raises:
+        RequestError: no known node could ever run it.
+        TryAgain: the spool is full, or does not say.
+    """
+    spool = found.spool
+    request.check_nodes(asked.job, spool, warn_none=warn)
+    home.check_space(spool.root, int(found.policy.min_free_mb))
+    data = _fitting(jobfile.format_job(asked.job))
+    job_id = home.allocate(spool.root)
+    placed = _commit(spool, job_id, asked, data)
+    _make_durable(spool, [placed])
+    return placed
+
+
+def _fitting(data: bytes) -> bytes:
+    if len(data) > home.JOB_LIMIT:
+        raise UsageError(f"the job has {len(data)} bytes; at most {home.JOB_LIMIT} can be kept: put it into a script")
+    return data
+
+
+def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
+    try:
+        home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
+        return spool.submit(job_id, asked.job.entry(job_id))
+    except OSError as error:
+        # only a refusal is certain: after a doubtful rename or Ctrl-C it may exist, and nothing is taken away
+        home.discard(spool.root, job_id)
+        if error.errno in FULL:
+            raise TryAgain(f"{spool.root}: {error.strerror}: nothing was submitted; make room and try again") from error
+        raise
+
+
+def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
+    try:
+        spool.committed(placed)
+    except OSError as error:
+        ids = ranges([at.entry.id for at in placed])
+        raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
+
+
+def _announce(ids: Sequence[int], parsed: Parsed) -> None:
+    try:
+        if "json" in parsed.flags:
+            from spoolq.arguments import print_json
+
+            print_json("submitted", list(ids))
+        elif sys.stdout.isatty() and "parsable" not in parsed.flags:
+            print(f"submitted job{'s' * (len(ids) != 1)} {ranges(ids)}")
+        else:
+            sys.stdout.write("".join([f"{job_id}\n" for job_id in ids]))
+        sys.stdout.flush()
+    except OSError as error:
+        raise SpoolqError(f"submitted as {ranges(ids)}, but that could not be printed: {error.strerror}") from error
+
+
+def ranges(ids: Sequence[int]) -> str:
+    """`40-45, 47` from ids in order."""
+    parts: list[list[int]] = []
+    for job_id in ids:
+        if parts and parts[-1][1] == job_id - 1:
+            parts[-1][1] = job_id
+        else:
+            parts.append([job_id, job_id])
+    return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in parts)
+
+
+def _show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
+    could = request.could_run(job, spool)
+    if as_json:
+        from spoolq.arguments import print_json
+
+        print_json("check", could)
+    else:
+        print(f"valid; could run on: {', '.join(could['could_run']) or 'no node seen so far'}")
+        for node, why in could["could_not"].items():
+            print(f"not on {node}: {why}")
+    return 0 if could["could_run"] or not could["could_not"] else 2
+
+
+# --- one job a line
+
+
+def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool) -> list[int]:
+    """
+    Submit one job for each line of a file; returns the ids in the order of the lines.
+
+    All lines are checked before the first is submitted.
+    """
+    file = parsed.flags["each-line"]
+    if parsed.words or "file" in parsed.flags or any(pair.name == "wrap" for pair in parsed.pairs):
+        raise UsageError("--each-line takes the commands from its file: leave out any other")
+    shown = request.STDIN if file == "-" else file
+    commands, names = _read_lines(file, shown)
+    if not commands:
+        raise JobFileError("has no line with a command", file=shown)
+    named = any(pair.name == "name" for pair in parsed.pairs)
+    pairs = [*request.weaker(), *parsed.pairs]
+    job, env = request.complete(pairs, Source(commands[0], None, names[0]), found, cwd)
+    if named:
+        names = [job.name] * len(names)
+    options.to_job(pairs, commands[0], {"name": max(set(names), key=len)})  # refused if its entry could not be named
+    if only_check:
+        if _show_check(job, found.spool, as_json="json" in parsed.flags):
+            raise RequestError("no known node could ever run any of these")
+        return []
+    request.check_nodes(job, found.spool)
+    quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
+    ids: list[int] = []
+    try:
+        for batch in submit_many(found, job, env, commands, names):
+            ids += batch
+            if not quiet:
+                _announce(batch, parsed)
+    except (SpoolqError, OSError) as error:
+        full = isinstance(error, TryAgain) or getattr(error, "errno", None) in FULL
+        said = f"{len(ids)} of {len(commands)} jobs were submitted{f' ({ranges(ids)})' if ids else ''}, then: {error}"
+        raise (TryAgain if full else SpoolqError)(said) from error
+    finally:
+        if quiet and ids:
+            _announce(ids, parsed)
+    return ids
+
+
+def _read_lines(file: str, shown: str) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Commands and names of the lines that are neither blank nor comments."""
+    try:
+        data = request.read_stdin() if file == "-" else _whole(file)
+    except OSError as error:
+        raise JobFileError(f"cannot be read: {error.strerror}", file=shown) from error
+    commands: list[tuple[str, ...]] = []
+    names: list[str] = []
+    known: dict[str, str] = {}
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        line = raw.strip()
+        if not line or line.startswith(b"#"):
+            continue
+        try:
+            command = command_of(line.decode())
+            request.check_words(command)
+        except UnicodeDecodeError:
+            raise JobFileError("is not UTF-8", file=shown, line=number) from None
+        except UsageError as error:
+            raise JobFileError(str(error), file=shown, line=number) from None
+        first = command[2].split(None, 1)[0] if command[0] == "/bin/sh" and len(command) == 3 else command[0]
+        if first not in known:
+            known[first] = request.name_of(first)
+        commands.append(command)
+        names.append(known[first])
+    return commands, names
+
+
+def _whole(file: str) -> bytes:
+    with open(file, "rb") as stream:
+        return stream.read()
+
+
+def command_of(line: str) -> tuple[str, ...]:
+    """The words of a line that means the same with and without a shell; any other is run by one."""
+    if words := jobfile.words(line):
+        return tuple(words)
+    request.refuse_background(line)
+    return (*jobfile.SHELL, line)
+
+
+def submit_many(
+    found: where.Found, job: Job, env: dict[str, str], commands: Sequence[tuple[str, ...]], names: Sequence[str]
+) -> Iterator[list[int]]:
+    """
+    Commit n jobs that differ in command and name; yields ids, a batch at a time, once they are durable.
+
+    Raises:
+        TryAgain, OSError: as `submit`; what was committed before has been yielded.
+    """
+    spool, root = found.spool, found.spool.root
+    base = job.entry(1)
+    labels = {name: label_of(name) for name in set(names)}
+    packed: bytes | str = environment.pack(env)
+    last: int | None = None
+    batch: list[Placed] = []
+    failed: BaseException | None = None
+    for data, name in zip(jobfile.format_many(job, commands, names), names, strict=True):
+        job_id, fitting = 0, _fitting(data)
+        try:
+            if not batch:
+                home.check_space(root, int(found.policy.min_free_mb))
+            last = job_id = home.allocate(root, last)
+            home.fill(root, job_id, fitting, env=packed)
+            batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
+        except (TryAgain, OSError, KeyboardInterrupt) as error:
+            if job_id and isinstance(error, OSError):
+                home.discard(root, job_id)
+            failed = error
+            break
+        if isinstance(packed, bytes):
+            packed = f"{home.path_of(root, job_id)}/env"
+        if len(batch) == BATCH:
+            yield _through(spool, batch)
+            batch = []
+    if batch:
+        yield _through(spool, batch)
+    if failed is not None:
+        raise failed
+
+
+def _through(spool: Spool, batch: Sequence[Placed]) -> list[int]:
+    _make_durable(spool, batch)
+    return [placed.entry.id for placed in batch]

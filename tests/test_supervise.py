@@ -1,0 +1,545 @@
+"""The node family with real processes: what jobs see, how they are ended, and who may be killed meanwhile."""
+
+import os
+import re
+import resource
+import signal
+import sys
+import time
+
+import pytest
+
+from spoolq import cgroup, process
+from spoolq.ending import USAGE_KEYS
+
+from .node_family import Node, contents, gone, touch, wait_until
+
+STUBBORN = "trap '' TERM; while :; do sleep 0.05; done"
+FORTY_MB = f"exec {sys.executable} -c 'import time; x = bytearray(200 << 20); print(1, flush=True); time.sleep(600)'"
+
+
+@pytest.fixture
+def node():
+    """A family; whatever it printed is a fault."""
+    made = Node()
+    yield made
+    log = made.close()
+    assert "" == log
+
+
+# --- what a job sees
+
+
+@pytest.mark.parametrize("code", [0, 1, 77, 255])
+def test_exit_codes_are_exact(node, code):
+    node.start(1, f"exit {code}")
+    ended = node.ended(1)
+    assert (code, None, "") == (ended["exit_code"], ended["signal"], ended["reason"])
+    assert list(USAGE_KEYS) == list(ended["rusage"])
+    assert "wait4" == ended["measured_by"]
+
+
+def test_a_signal_is_reported(node):
+    node.start(1, "kill -9 $$")
+    ended = node.ended(1)
+    assert (None, 9, "") == (ended["exit_code"], ended["signal"], ended["reason"])
+
+
+def test_rusage_is_that_of_the_job(node):
+    node.start(1, [sys.executable, "-S", "-c", "x = bytearray(80 << 20)\nfor i in range(2000000): pass"])
+    rusage = node.ended(1)["rusage"]
+    assert rusage["max_rss_kb"] > 80 << 10
+    assert rusage["user_s"] > 0
+
+
+def test_a_job_inherits_three_descriptors_default_signals_and_its_own_environment(node):
+    script = "\n".join(
+        (
+            "import os, signal",
+            "print('fds', *[f for f in sorted(os.listdir('/proc/self/fd')) if os.path.exists(f'/proc/self/fd/{f}')])",
+            "print('in', os.readlink('/proc/self/fd/0'))",
+            "print('env', *sorted(os.environ))",
+            "print('umask', oct(os.umask(0)))",
+            "print('cwd', os.getcwd())",
+            "print('leader', os.getsid(0) == os.getpid() == os.getpgid(0))",
+            "print(*[l.strip() for l in open('/proc/self/status') if l.startswith(('SigBlk', 'SigIgn'))])",
+        )
+    )
+    # -E -S and the raw state: python itself ignores SIGPIPE and SIGXFSZ, so a shell looks at the mask
+    node.start(1, [sys.executable, "-S", "-c", script], chdir="/usr")
+    node.ended(1)
+    node.start(2, "grep -E 'SigBlk|SigIgn' /proc/self/status")
+    node.ended(2)
+    text = node.output()
+    assert "fds 0 1 2\n" in text
+    assert "in /dev/null" in text
+    assert "env LC_CTYPE NODE PATH SPOOLQ_ATTEMPT SPOOLQ_JOB_ID" in text.replace("env NODE", "env LC_CTYPE NODE")
+    assert "umask 0o27" in text
+    assert "cwd /usr" in text
+    assert "leader True" in text
+    internal = 3 << 31  # glibc's posix_spawn ignores its own signals 32 and 33 in every child
+    assert [0, 0] == [int(mask, 16) & ~internal for mask in re.findall(r"Sig\w+:\t(\w+)", text)[-2:]]
+
+
+def test_a_directory_may_come_as_a_descriptor(node, tmp_path):
+    fds = [os.open(tmp_path / "o", os.O_WRONLY | os.O_CREAT), os.open("/dev/null", os.O_WRONLY), os.open(tmp_path, os.O_RDONLY)]
+    node.start(1, "pwd", fds=fds, cwdfd=True, chdir=None)
+    assert 0 == node.ended(1)["exit_code"]
+    assert f"{tmp_path}\n" == (tmp_path / "o").read_text()
+    for fd in fds:
+        os.close(fd)
+
+
+def test_jobs_are_preferred_by_the_out_of_memory_killer(node):
+    node.start(1, "sleep 600")
+    pid = node.pid(1)
+    wait_until(lambda: contents(f"/proc/{pid}/oom_score_adj") == "300\n")
+
+
+# --- launches that fail
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_launch_failures_have_shell_codes_and_words(node, tmp_path, remote):
+    (tmp_path / "denied").write_text("echo no")
+    (tmp_path / "plain").write_text("echo text $1")
+    (tmp_path / "plain").chmod(0o700)
+    (tmp_path / "broken").write_bytes(b"\0\1\2\3")
+    (tmp_path / "broken").chmod(0o700)
+    node.start(1, ["no-such-program"], remote=remote)
+    node.start(2, [str(tmp_path / "denied")], remote=remote)
+    node.start(3, [str(tmp_path / "plain"), "ran"], remote=remote)
+    node.start(4, [str(tmp_path / "broken")], remote=remote)
+    node.start(5, ["true"], chdir="/no/such/dir", remote=remote)
+    ends = [node.ended(i) for i in range(1, 6)]
+    assert [127, 126, 0, 126, 126][: 3 if remote else 5] == [e["exit_code"] for e in ends][: 3 if remote else 5]
+    assert 126 == ends[4]["exit_code"]
+    assert ["launch", "launch", "", "launch"] == [ends[i]["reason"] for i in (0, 1, 2, 4)]
+    assert "text ran" in node.output()
+    words = "not found" if remote else "No such file or directory"
+    assert words in ends[0]["detail"]
+
+
+def test_a_program_that_exits_with_127_is_no_launch_failure(node):
+    node.start(1, "exit 127", remote=True)
+    assert (127, "") == (node.ended(1)["exit_code"], node.ended(1)["reason"])
+
+
+# --- limits and orders
+
+
+def test_time_limit_kills_what_ignores_the_request(node):
+    node.start(1, f"{STUBBORN} & {STUBBORN}", limit_s=0.3, grace_s=0.3)
+    ended = node.ended(1)
+    assert (9, "timeout") == (ended["signal"], ended["reason"])
+    wait_until(lambda: len(node.leftovers()) == 3, "only the family is left")
+
+
+def test_exit_0_within_the_grace_is_a_timeout_still(node):
+    node.start(1, "trap 'exit 0' TERM; while :; do sleep 0.05; done", limit_s=0.3)
+    assert (0, "timeout") == (node.ended(1)["exit_code"], node.ended(1)["reason"])
+
+
+def test_a_tree_that_scatters_is_cancelled_whole(node):
+    scatter = f"setsid sh -c \"{STUBBORN}\" & (setsid setsid sh -c \"trap '' TERM; sleep 600; sleep 600\" &) ; echo up; {STUBBORN}"
+    node.start(1, scatter)
+    wait_until(lambda: "up" in node.output() and len(node.leftovers()) >= 6)
+    node.say("kill", 1, reason="cancelled", grace_s=0.0)
+    assert "cancelled" == node.ended(1)["reason"]
+    wait_until(lambda: len(node.leftovers()) == 3, "only the family is left")
+
+
+def test_a_suspended_job_can_be_cancelled_and_its_limit_stands_still(node):
+    node.start(1, ["sleep", "600"], limit_s=1.0)
+    pid = node.pid(1)
+    node.say("suspend", 1)
+    wait_until(lambda: process.read_stat(pid).state == "T")
+    begun = time.monotonic()
+    while time.monotonic() < begun + 1.5:
+        node.pump()
+    assert not [m for m in node.messages if m["op"] == "ended"]
+    node.say("kill", 1, reason="cancelled", grace_s=30.0)
+    assert (15, "cancelled") == (node.ended(1)["signal"], node.ended(1)["reason"])
+
+
+def test_a_resumed_job_goes_on_and_its_limit_too(node):
+    node.start(1, ["sleep", "600"], limit_s=1.0)
+    pid = node.pid(1)
+    node.say("suspend", 1)
+    wait_until(lambda: process.read_stat(pid).state == "T")
+    node.say("resume", 1)
+    assert "timeout" == node.ended(1)["reason"]
+
+
+def test_a_user_signal_reaches_the_tree(node):
+    node.start(1, "trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done")
+    wait_until(lambda: "up" in node.output())
+    node.say("signal", 1, signal=int(signal.SIGUSR1))
+    ended = node.ended(1)
+    assert (9, "") == (ended["exit_code"], ended["reason"]) or ended["signal"] == signal.SIGUSR1
+
+
+def test_limits_of_a_running_job_can_be_changed(node):
+    node.start(1, "sleep 600", limit_s=3600)
+    node.pid(1)
+    node.say("limits", 1, limit_s=0.2)
+    assert "timeout" == node.ended(1)["reason"]
+
+
+def test_memory_beyond_the_limit_ends_the_job_with_the_figures(node):
+    node.start(1, FORTY_MB, mem_mb=50)
+    ended = node.ended(1)
+    assert "oom" == ended["reason"]
+    assert re.search(r"held \d+ MB in \d processes, limit 50 MB", ended["detail"])
+
+
+def test_memory_shared_by_forks_is_counted_once(node):
+    code = "import os, time\nx = bytearray(60 << 20)\nfor i in range(4):\n  if not os.fork(): time.sleep(600)\nprint('up', flush=True); time.sleep(1.5)\nos.killpg(0, 15)"
+    node.start(1, [sys.executable, "-S", "-c", code], mem_mb=150)
+    assert (15, "") == (node.ended(1)["signal"], node.ended(1)["reason"])
+
+
+def test_what_outlives_its_job_is_ended(node):
+    node.start(1, "sleep 600 & (setsid sleep 600 &) ; exit 3")
+    assert 3 == node.ended(1)["exit_code"]
+    wait_until(lambda: len(node.leftovers()) == 3, "only the family is left")
+
+
+def test_orphans_of_a_job_that_still_runs_are_spared(node):
+    node.start(1, "(setsid sleep 600 &) ; echo up; sleep 600")
+    wait_until(lambda: "up" in node.output() and len(node.leftovers()) == 6)
+    node.start(2, "exit 0")
+    node.ended(2)
+    begun = time.monotonic()
+    while time.monotonic() < begun + 2.5:
+        node.pump()
+    assert 6 == len(node.leftovers())
+
+
+def test_usage_never_goes_down_and_names_running_jobs(node):
+    node.start(1, [sys.executable, "-S", "-c", "for i in range(3000000): pass\nimport time; time.sleep(600)"])
+    node.pid(1)
+    last = 0.0
+    for _ in range(3):
+        node.family.send({"op": "usage"})
+        usage = node.wait_for("usage")
+        node.messages.remove(usage)
+        assert usage["cpu_s"] >= last
+        last = usage["cpu_s"]
+    assert ["1.1"] == list(usage["jobs"])
+    assert usage["jobs"]["1.1"]["rss_mb"] >= 1
+
+
+# --- refusals
+
+
+def test_nothing_starts_after_the_lease(node):
+    node.family.lease(process.boottime() - 1)
+    node.start(1, "exit 0")
+    assert "lease" in node.wait_for("refused", 1)["why"]
+    assert None is node.reconnect()["jobs"] or [] == node.known["jobs"]
+
+
+def test_an_attempt_starts_once(node):
+    node.start(1, "echo once")
+    node.ended(1)
+    node.start(1, "echo twice", gen=9)
+    assert "known" in node.wait_for("refused", 1)["why"]
+    assert "once\n" == node.output()
+
+
+def test_jobs_of_rule_yes_end_when_the_node_is_fenced(node):
+    node.start(1, "sleep 600", rerun="Y")
+    node.start(2, "sleep 600")
+    node.pid(2)
+    node.family.lease(process.boottime() + 60, fence=process.boottime() + 0.3)
+    assert ("lost", 9) == (node.ended(1)["reason"], node.ended(1)["signal"])
+    assert "running" == next(j for j in node.reconnect()["jobs"] if j["id"] == 2)["state"]
+
+
+def test_orders_that_make_no_sense_do_no_harm():
+    node = Node()
+    for message in ({"op": "start", "id": 1}, {"op": "kill"}, {"op": "nonsense"}, {"op": "forget", "jobs": 3}, {}):
+        node.family.send(message)
+    node.start(2, ["a\0b"])
+    node.start(3, "exit 4")
+    assert 4 == node.ended(3)["exit_code"]
+    assert "launch" == node.ended(2)["reason"]
+    assert "order 'start'" in node.close()
+
+
+# --- deaths in the family
+
+
+def test_every_end_is_exact_when_the_runner_is_killed_with_50_jobs(node):
+    for i in range(1, 51):
+        node.start(i, [sys.executable, "-S", "-c", f"import os, time\nx = b'x' * ({i} << 20)\nwhile not os.path.exists({node.made!r} + '/go'): time.sleep(0.05)\nos._exit({i})"])
+    node.pid(50)
+    node.kill_runner()
+    assert {"running"} == {job["state"] for job in node.known["jobs"]}
+    assert 50 == len(node.known["jobs"])
+    touch(node.made + "/go")
+    for i in range(1, 51):
+        ended = node.ended(i)
+        assert (i, "", "wait4") == (ended["exit_code"], ended["reason"], ended["measured_by"])
+        assert ended["rusage"]["max_rss_kb"] > i << 10
+    node.family.send({"op": "forget", "jobs": [[i, 1] for i in range(1, 51)]})
+    node.family.send({"op": "usage"})  # unread words of a connection that closes are dropped
+    node.wait_for("usage")
+    assert [] == node.reconnect()["jobs"]
+
+
+def test_limits_and_orders_reach_adopted_jobs(node):
+    node.start(1, STUBBORN, limit_s=4.0, grace_s=0.2)
+    node.start(2, STUBBORN)
+    node.start(3, ["sleep", "600"])  # no shell: it may be between vfork and exec when it is stopped
+    node.start(4, FORTY_MB, mem_mb=1000)
+    pid = node.pid(3)
+    node.pid(4)
+    node.say("suspend", 3)
+    wait_until(lambda: process.read_stat(pid).state == "T")
+    node.kill_runner()
+    assert "paused" == node.job(3)["stage"]
+    node.say("kill", 2, reason="cancelled", grace_s=0.0)
+    assert ("cancelled", 9) == (node.ended(2)["reason"], node.ended(2)["signal"])
+    node.say("resume", 3)
+    wait_until(lambda: process.read_stat(pid).state == "S")
+    node.say("limits", 4, mem_mb=20)
+    assert "oom" == node.ended(4)["reason"]
+    assert ("timeout", 9) == (node.ended(1)["reason"], node.ended(1)["signal"])
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0), (1, 1)])
+def test_two_kills_in_the_life_of_a_job_cost_nothing(node, order):
+    """0 is the runner, 1 the watcher above it, 2 the one above that; jobs start before, between and after."""
+    wait = f"while [ ! -e {node.made}/go ]; do sleep 0.05; done;"
+    for turn, which in enumerate((*order, None)):
+        pids = node.whole()
+        for i in range(5):
+            job = turn * 5 + i + 1
+            node.start(job, f"{wait} exit {job}")
+            node.pid(job)
+        if which is not None:
+            os.kill(pids[which], signal.SIGKILL)
+            wait_until(lambda p=pids[which]: gone(p))
+    assert 3 == len(node.whole())
+    touch(node.made + "/go")
+    for job in range(1, 16):
+        ended = node.ended(job)
+        assert (job, "", "wait4") == (ended["exit_code"], ended["reason"], ended["measured_by"])
+        assert list(USAGE_KEYS) == list(ended["rusage"])
+
+
+def test_the_chain_renews_itself_again_and_again(node):
+    for turn in range(1, 7):
+        pids = node.whole()
+        node.start(turn, "sleep 0.2; exit 5")
+        node.pid(turn)
+        os.kill(pids[turn % 3], signal.SIGKILL)
+        assert (5, "wait4") == (node.ended(turn)["exit_code"], node.ended(turn)["measured_by"])
+
+
+def test_a_daemon_that_returns_is_told_everything(node):
+    node.start(1, "exit 6")
+    node.start(2, "sleep 600")
+    node.ended(1)
+    pid = node.pid(2)
+    node.reconnect()
+    assert (6, "/s", 7) == (node.job(1)["ended"]["exit_code"], node.job(1)["scratch"], node.job(1)["gen"])
+    assert ("running", pid, None) == (node.job(2)["state"], node.job(2)["pid"], node.job(2)["ended"])
+
+
+@pytest.mark.parametrize("place", ["after-go", "after-spawn", "after-started", "before-reap"])
+def test_a_runner_killed_in_the_middle_of_a_start_tells_the_truth(place):
+    node = Node(hook=f"{place}:2")
+    node.start(1, "sleep 600")
+    first = node.known["pid"]
+    node.start(2, f"sleep 0.3; exit 8" if place != "before-reap" else "exit 8")
+    node.until_new(first)
+    if place == "after-go":
+        assert None is node.job(2)
+        node.start(2, "exit 8")  # the hook is for runners that start it: die once more, truthfully
+        node.until_new(node.known["pid"])
+        assert None is node.job(2)
+    else:
+        assert 8 == node.ended(2)["exit_code"]
+        assert "wait4" == node.ended(2)["measured_by"]
+    assert "running" == node.reconnect() and 0 or node.job(1)["state"]
+    node.close()
+
+
+def test_a_job_that_ends_at_once_is_found_although_its_runner_died_after_the_spawn():
+    node = Node(hook="after-spawn:2")
+    node.start(1, "sleep 600")
+    old = node.known["pid"]
+    node.start(2, ["/bin/false"])
+    node.until_new(old)
+    assert (1, "wait4") == (node.ended(2)["exit_code"], node.ended(2)["measured_by"])
+    node.close()
+
+
+def test_jobs_survive_the_whole_family_and_are_found_again(node):
+    node.start(1, f"while [ ! -e {node.made}/go ]; do sleep 0.05; done; exit 4")
+    node.start(2, "exit 5")
+    node.start(3, STUBBORN)
+    pid = node.pid(1)
+    node.pid(3)
+    node.ended(2)
+    node.kill_all()
+    node.reconnect()
+    assert ("running", pid) == (node.job(1)["state"], node.job(1)["pid"])
+    assert 5 == node.job(2)["ended"]["exit_code"]
+    node.say("kill", 3, reason="cancelled", grace_s=0.0)
+    assert "cancelled" == node.ended(3)["reason"]
+    touch(node.made + "/go")
+    ended = node.ended(1)
+    # since Linux 6.15 the kernel tells the status of a process that pid 1 has reaped
+    assert (ended["exit_code"], ended["reason"], ended["measured_by"]) in [(4, "", "pidfd"), (None, "lost", "nothing")]
+
+
+def test_an_end_that_nobody_saw_is_lost(node):
+    node.start(1, "sleep 600")
+    pid = node.pid(1)
+    node.kill_all()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: gone(pid))
+    node.reconnect()
+    ended = node.ended(1)
+    assert ("lost", None) == (ended["reason"], ended["exit_code"]) or (9, "pidfd") == (ended["signal"], ended["measured_by"])
+
+
+def test_reexec_keeps_jobs_and_pids(node):
+    node.start(1, f"while [ ! -e {node.made}/go ]; do sleep 0.05; done; exit 4")
+    node.start(2, "sleep 600", limit_s=3600)
+    node.start(3, "exit 2")
+    node.ended(3)
+    pids = node.whole()
+    for _ in range(2):
+        node.family.send({"op": "reexec"})
+        wait_until(lambda: node.pump() or b"--role=runner" in contents(f"/proc/{pids[0]}/cmdline").encode())
+        wait_until(lambda: all(b"--role=watch" in contents(f"/proc/{p}/cmdline").encode() for p in pids[1:]))
+        assert pids == node.whole()
+    assert 2 == node.job(3)["ended"]["exit_code"]
+    node.say("limits", 2, limit_s=0.1)
+    assert "timeout" == node.ended(2)["reason"]
+    os.kill(pids[0], signal.SIGKILL)
+    node.until_new(pids[0])
+    touch(node.made + "/go")
+    assert (4, "wait4") == (node.ended(1)["exit_code"], node.ended(1)["measured_by"])
+
+
+def test_a_full_disk_refuses_starts_and_keeps_results(node):
+    node.start(1, f"while [ ! -e {node.made}/go ]; do sleep 0.05; done; exit 4")
+    node.pid(1)
+    pids = node.whole()
+    unlimited = resource.prlimit(pids[0], resource.RLIMIT_FSIZE)
+    resource.prlimit(pids[0], resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    node.start(2, "exit 0")
+    assert "disk" in node.wait_for("refused", 2)["why"]
+    touch(node.made + "/go")
+    assert 4 == node.ended(1)["exit_code"]
+    node.reconnect()
+    assert 4 == node.job(1)["ended"]["exit_code"]
+    resource.prlimit(pids[0], resource.RLIMIT_FSIZE, unlimited)
+
+    def saved():
+        return any('"op":"ended","id":1' in contents(os.path.join(node.dir, n)) for n in os.listdir(node.dir) if n.endswith("jsonl"))
+
+    wait_until(saved, "the result on disk")
+    node.kill_all()
+    node.reconnect()
+    assert 4 == node.job(1)["ended"]["exit_code"]
+
+
+def test_signals_that_end_other_programs_do_not_end_the_family(node):
+    node.start(1, "sleep 600")
+    node.pid(1)
+    pids = node.whole()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        for pid in pids:
+            os.kill(pid, number)
+    node.start(2, "exit 0")
+    node.ended(2)
+    assert pids == node.whole()
+
+
+def test_stop_ends_the_family_only_when_nothing_is_left(node):
+    pids = node.whole()
+    node.start(1, "exit 0")
+    node.ended(1)
+    node.family.send({"op": "stop"})
+    assert 1 == node.wait_for("busy")["jobs"]
+    node.family.send({"op": "forget", "jobs": [[1, 1]]})
+    node.family.send({"op": "stop"})
+    wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
+
+
+def test_a_family_without_daemon_and_jobs_ends_and_keeps_results():
+    node = Node(idle_s=0.3)
+    node.start(1, "exit 3")
+    node.ended(1)
+    pids = node.known["family"]
+    node.family.close()
+    wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
+    node.connect()
+    assert 3 == node.job(1)["ended"]["exit_code"]
+    node.close()
+
+
+def test_a_state_directory_may_have_a_long_path(tmp_path):
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    node = Node(str(deep))
+    node.start(1, "exit 0")
+    assert 0 == node.ended(1)["exit_code"]
+    node.close()
+
+
+def test_two_daemons_that_start_at_once_share_one_family():
+    node = Node()
+    second = Node(node.made)
+    assert node.known["family"][-1] == second.known["family"][-1]
+    node.family.close()
+    second.start(1, "exit 0")
+    assert 0 == second.ended(1)["exit_code"]
+    second.close()
+
+
+# --- control groups
+
+
+@pytest.fixture
+def group():
+    """A group of the host's cgroup v2 tree."""
+    root = "/sys/fs/cgroup/unified" if os.path.isdir("/sys/fs/cgroup/unified") else "/sys/fs/cgroup"
+    path = f"{root}/spoolq-test-{os.getpid()}"
+    try:
+        os.mkdir(path)
+    except OSError as error:
+        pytest.skip(f"no writable cgroup v2: {error}")
+    yield path + "/job"
+    wait_until(lambda: cgroup.remove(path), "removal of the group")
+
+
+@pytest.mark.cgroup
+def test_a_job_in_a_control_group_is_frozen_killed_and_cleared_up(node, group):
+    node.start(1, f"(setsid env -i sh -c \"{STUBBORN}\" &) ; echo up; {STUBBORN}", cgroup=group)
+    pid = node.pid(1)
+    wait_until(lambda: "up" in node.output() and len(cgroup.tree_of(group)) >= 2)
+    node.say("suspend", 1)
+    wait_until(lambda: "frozen 1" in contents(f"{group}/cgroup.events"))
+    node.say("resume", 1)
+    wait_until(lambda: "frozen 0" in contents(f"{group}/cgroup.events"))
+    node.kill_runner()
+    node.say("kill", 1, reason="cancelled", grace_s=0.1)
+    ended = node.ended(1)
+    assert ("cancelled", 9) == (ended["reason"], ended["signal"])
+    assert gone(pid)
+    wait_until(lambda: not os.path.exists(group), "removal of the group")
+
+
+@pytest.mark.cgroup
+def test_what_outlives_its_job_in_a_control_group_is_ended(node, group):
+    node.start(1, "(setsid env -i sleep 600 &) ; exit 3", cgroup=group)
+    assert (3, "cgroup") == (node.ended(1)["exit_code"], node.ended(1)["measured_by"])
+    wait_until(lambda: not os.path.exists(group), "removal of the group")
