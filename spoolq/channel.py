@@ -248,9 +248,9 @@ class Family:
         give_up, started, starter = time.monotonic() + timeout_s, 0.0, 0
         while True:
             channel = connect(state_dir)
-            if starter:
+            if starter:  # it ends as soon as the family is on its own
                 with contextlib.suppress(ChildProcessError):
-                    starter = 0 if os.waitpid(starter, os.WNOHANG)[0] else starter
+                    starter = 0 if os.waitpid(starter, 0 if channel else os.WNOHANG)[0] else starter
             if channel is not None:
                 return cls(channel)
             now = time.monotonic()

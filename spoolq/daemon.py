@@ -16,17 +16,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import __version__, control, deliver, host, recover, resources, schedule, service
+from spoolq import __version__, claim, control, deliver, host, recover, resources, schedule, service
 from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
-from spoolq.entry import Entry
-from spoolq.fsops import Answer
 from spoolq.intake import Intake
 from spoolq.job import Job
-from spoolq.launch import Launcher, Prepared
-from spoolq.lease import may_start
+from spoolq.launch import Launcher
 from spoolq.local import Scratch
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
@@ -35,11 +32,7 @@ from spoolq.wake import Wake
 
 log = logging.getLogger("spoolq")
 
-BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
 MEASURE_S = 5.0
-SCAN_LIMIT = 1000  # waiting entries looked at in one pass
-REASONS = 20  # blocked jobs that get a why file in one pass
-WHY_S = 60.0  # a why file changes at most so often
 RETRY_S = (1.0, 300.0)  # between tries to deliver to a spool that refuses
 
 
@@ -96,14 +89,12 @@ class Daemon:
         self.ended: list[Finished] = []
         self.candidates: list[Placed] = []
         self.claims = Claims(state_dir, host.boot_id())
-        self.presence = Presence(
-            spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir
-        )
+        self.presence = Presence(spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
-        self._whys: dict[int, tuple[float, str]] = {}
-        self._retry_s, self._poll_s = RETRY_S[0], BUSY_POLL_S
-        self._looked = False  # since the last work, the queue had nothing that could start here
+        self.whys: dict[int, tuple[float, str]] = {}
+        self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
+        self.looked = False  # since the last work, the queue had nothing that could start here
         self.intake = Intake(
             spool,
             node,
@@ -146,23 +137,22 @@ class Daemon:
         now = host.boottime()
         self.hear()
         if self.wake.clear():
-            self.candidates, self._poll_s = [], BUSY_POLL_S
+            self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
-        self.start_jobs(now)
+        claim.start_jobs(self, now)
         if self.ended and now >= self._due.get("deliver", 0.0):
             self.deliver_ended()
         if self.due("control", now, 1.0):
             control.obey(self)
-        if self.due("drop", now, 1.0) and not self.presence.draining:
-            if self.intake.step(time.monotonic()):
-                self.last_work, self._looked, self.candidates = now, False, []
-                self._due["queue"] = 0.0
+        if self.due("drop", now, 1.0) and not self.presence.draining and self.intake.step(time.monotonic()):
+            self.last_work, self.looked, self.candidates = now, False, []
+            self._due["queue"] = 0.0
         if self.due("measure", now, MEASURE_S):
             self.measure()
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.presence.beat()
             self.family.lease(self.presence.began + self.policy.fence_s)
-            self.settle_claims()
+            claim.settle_claims(self)
             recover.look_for_ghosts(self)
             self.publish(self.presence.state)
         if self.due("sweep", now, 600.0):
@@ -175,11 +165,19 @@ class Daemon:
         self._due[what] = now + every_s
         return True
 
+    def due_at(self, what: str) -> float:
+        """When something periodic is due next, s of CLOCK_BOOTTIME."""
+        return self._due.get(what, 0.0)
+
+    def set_due(self, what: str, at: float) -> None:
+        """Make it due then."""
+        self._due[what] = at
+
     def _timeout(self) -> float:
         now = host.boottime()
         if self.unsettled:
             return 0.2
-        queue = self._due.get("queue", 0.0) if self.has_room() else now + IDLE_POLL_S
+        queue = self._due.get("queue", 0.0) if self.has_room() else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
@@ -199,7 +197,7 @@ class Daemon:
         if self.live or self.ended or self.unsettled or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self._looked and host.boottime() - self.last_work >= idle
+        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -251,7 +249,9 @@ class Daemon:
         item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue)
         self.ended.append(item)
         self.last_work = host.boottime()
-        self._looked = self.limits.once and self._looked
+        self.looked = self.limits.once and self.looked
+        if not self.candidates:
+            self._due["queue"] = 0.0
 
     def take_refusal(self, job_id: int, attempt: int, why: str) -> None:
         """The runner did not start it (lease over, local disk full): give the entry back."""
@@ -261,7 +261,7 @@ class Daemon:
         log.warning("refused job=%d why=%s", job_id, why)
         self.drop_live(live)
         self.spool.give_back(live.at)
-        self._due["queue"] = host.boottime() + IDLE_POLL_S
+        self._due["queue"] = host.boottime() + claim.IDLE_POLL_S
 
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
@@ -275,9 +275,9 @@ class Daemon:
 
     def has_room(self) -> bool:
         """Whether it makes sense to look at the queue at all."""
-        if self.stopping or self.presence.draining or self.presence.full or (self.limits.once and self._looked):
+        if self.stopping or self.presence.draining or self.presence.full or (self.limits.once and self.looked):
             return False
-        return any(self.free().get(name, 0) > 0 for name in (resources.CPUS,))
+        return self.free().get(resources.CPUS, 0) > 0
 
     def free(self) -> dict[str, int]:
         """What may be lent now: declared and measured, see `schedule.effective_free`."""
@@ -300,114 +300,6 @@ class Daemon:
             full=self.presence.full,
             draining=self.presence.draining,
         )
-
-    def start_jobs(self, now: float) -> None:
-        """Claim and start what fits, in order; keep the listing while it lasts."""
-        if not self.has_room():
-            return
-        if not self.candidates and now >= self._due.get("queue", 0.0):
-            self.candidates = self.look_at_queue()
-            self._poll_s = BUSY_POLL_S if self.candidates else min(self._poll_s * 1.5, IDLE_POLL_S)
-            self._due["queue"] = now + self._poll_s
-        if not self.candidates:
-            self._looked = True
-            return
-        plan = schedule.admit([at.entry for at in self.candidates], self.free(), self.view(), self.condition, REASONS)
-        start = {(entry.id, entry.chunk) for entry in plan.start}
-        chosen = [at for at in self.candidates if (at.entry.id, at.entry.chunk) in start]
-        # taken out first: a claim is tried once, since a second try finds the target of the first and believes it won
-        self.candidates = [at for at in self.candidates if (at.entry.id, at.entry.chunk) not in start]
-        for at in chosen:
-            self.last_work = now
-            if self.start(at) is Answer.UNKNOWN:
-                break
-        self.explain(plan.blocked, now)
-        if not plan.start:
-            self.candidates = []  # nothing of this listing fits: look again at the next poll
-            self._looked = True
-
-    def look_at_queue(self) -> list[Placed]:
-        """A fresh listing of the first SCAN_LIMIT waiting entries, from this node's own starting point."""
-        found = []
-        ours = self.live.keys() | {item.at.entry.id for item in self.ended}
-        for at in self.spool.waiting():
-            if at.entry.id not in ours:  # an earlier attempt of it may still be
-                found.append(at)
-            if len(found) >= SCAN_LIMIT:
-                break
-        return found
-
-    def condition(self, entry: Entry) -> schedule.Conditions:
-        """What the name does not say: node patterns, and whether the working directory exists here."""
-        ready = self.launcher.prepare(entry)
-        job = ready.job
-        return schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, missing=ready.missing)
-
-    def start(self, at: Placed) -> Answer:
-        """
-        Claim one entry and hand it to the runner.
-
-        The right to start it ends with the lease that was held before the claim was sent, and no later
-        beat extends it (model: "lease good now, not since the claim").
-        """
-        ready = self.launcher.prepare(at.entry)
-        began = self.presence.began
-        self.claims.add(at.entry.next().name)
-        answer, claimed = self.spool.claim(at, self.node)
-        if answer is Answer.UNKNOWN:
-            self.unsettled.append((at, claimed))
-        if answer is Answer.WON:
-            self.launch(claimed, ready, began)
-        return answer
-
-    def launch(self, at: Placed, ready: Prepared, began: float) -> None:
-        """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
-        entry = at.entry
-        if not may_start(host.boottime(), began, self.policy.fence_s):
-            self.spool.give_back(at)
-            return
-        live = self.live[entry.id] = Live(at, ready.job if not ready.problem else None)
-        if ready.problem:
-            self.fail_launch(live, ready.problem)
-            return
-        try:
-            live.outputs = tuple(self.launcher.open_outputs(entry, ready.job))
-        except OSError as error:
-            self.fail_launch(live, f"cannot open output {error.filename}: {error.strerror}")
-            return
-        live.scratch = self.scratch.take()
-        message = self.launcher.message(entry, ready, live.scratch, self.policy)
-        message["until"] = began + self.policy.fence_s
-        self.family.send(message, live.outputs)
-        self.launcher.forget(entry.id)
-
-    def fail_launch(self, live: Live, why: str) -> None:
-        """End a job that cannot be started, without the runner."""
-        ended = {"exit_code": 126, "signal": None, "reason": "launch", "detail": why, "ended": time.time()}
-        self.take_end(live.at.entry.id, live.at.entry.attempt, ended)
-
-    def explain(self, blocked: Any, now: float) -> None:
-        """Write why jobs do not start here: a line each, only when it changed, not more than once a minute."""
-        for entry, reason in blocked:
-            when, text = self._whys.get(entry.id, (0.0, ""))
-            line = f"{self.node} {reason.word}: {reason.text}"
-            if text == line or (text and now - when < WHY_S):
-                continue
-            if len(self._whys) > SCAN_LIMIT:
-                self._whys.clear()
-            self._whys[entry.id] = (now, line)
-            recover.quietly(lambda job_id=entry.id, line=line: recover.say_why(self, job_id, line))
-
-    def settle_claims(self) -> None:
-        """Ask again about claims whose outcome was unknown."""
-        for pair in list(self.unsettled):
-            at, claimed = pair
-            answer = self.spool.settle(at, claimed)
-            if answer is Answer.UNKNOWN:
-                continue
-            self.unsettled.remove(pair)
-            if answer is Answer.WON:  # its lease was not noted: give it back and claim it anew
-                self.spool.give_back(claimed)
 
     # --- delivering
 

@@ -10,7 +10,6 @@ Invariant: an entry reaches done/ only after its result is durable; a failed ste
 be tried again, for ever, with the result safe in the node's journal.
 """
 
-import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

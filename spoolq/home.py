@@ -56,7 +56,13 @@ def allocate(root: str, after: int | None = None) -> int:
 
 
 def fill(
-    root: str, job_id: int, job: bytes, *, env: bytes | str | None = None, script: bytes | None = None, entry: bool = True
+    root: str,
+    job_id: int,
+    job: bytes,
+    *,
+    env: bytes | str | None = None,
+    script: bytes | None = None,
+    entry: bool = True,
 ) -> None:
     """
     Write a home whole, before its entry is committed.

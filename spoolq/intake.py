@@ -224,4 +224,6 @@ class Intake:
             asked = jobfile.parse_request(data, name)
             return options.to_job(asked.pairs, asked.command, self.base, script=asked.script is not None), asked.script
         hint = "name it *.sh or *.toml"
-        raise JobFileError(f"is neither a script (first line #!) nor a TOML job file (command = [...]); {hint}", file=name)
+        raise JobFileError(
+            f"is neither a script (#! first) nor a TOML job file (command = ...); {hint}", file=name
+        )

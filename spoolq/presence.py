@@ -39,9 +39,7 @@ class Presence:
         self._beats += 1
         self.began = began
         self.draining = "drain" in self.spool.node_marks(self.node)
-        self.full = (
-            fsops.free_mb(self.spool.root) < self.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
-        )
+        self.full = fsops.free_mb(self.spool.root) < self.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
 
     def publish(self, state: str, changing: dict[str, Any]) -> None:
         """

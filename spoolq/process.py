@@ -144,9 +144,7 @@ def read_stat(pid: int) -> Stat | None:
     cpu = int(f[11]) + int(f[12]) + int(f[13]) + int(f[14])
     status = int(f[49]) if len(f) > 49 else 0
     comm, state = name.decode(errors="replace"), f[0].decode()
-    return Stat(
-        pid, comm, state, int(f[1]), int(f[2]), int(f[3]), int(f[19]), cpu, int(f[21]) * _PAGE_KB, status
-    )
+    return Stat(pid, comm, state, int(f[1]), int(f[2]), int(f[3]), int(f[19]), cpu, int(f[21]) * _PAGE_KB, status)
 
 
 def born(pid: int) -> int:

@@ -12,7 +12,6 @@ reboot is certain death. Each case is read off the entry's place, the journal an
 import contextlib
 import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from spoolq import deliver, fsops, home, host, result
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from spoolq.daemon import Daemon
 
 log = logging.getLogger("spoolq")
+
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     """
@@ -56,7 +56,8 @@ def complete_result(daemon: "Daemon", job_id: int, job: dict[str, Any]) -> None:
     """An end whose entry is not here any more: committed, and perhaps we died before its result.json."""
     with contextlib.suppress(NotFound):
         at = daemon.spool.find(job_id)
-        if at.top == "done" and at.entry.attempt == job["attempt"] and home.read_result(daemon.spool.root, job_id) is None:
+        ended_here = at.top == "done" and at.entry.attempt == job["attempt"]
+        if ended_here and home.read_result(daemon.spool.root, job_id) is None:
             item = Finished(at, job["ended"], deliver.read_job(daemon.spool, job_id))
             deliver.prepare(item, daemon.node)
             home.publish_result(daemon.spool.root, job_id, item.result, sync=False)
@@ -188,17 +189,6 @@ def look_for_ghosts(daemon: "Daemon") -> None:
             continue
         log.warning("ghost job=%d attempt=%d", entry.id, entry.attempt)
         take_over(daemon, at, None, {})
-
-
-def say_why(daemon: "Daemon", job_id: int, line: str) -> None:
-    """This node's line in a job's why/."""
-    home.write_why(daemon.spool.root, job_id, daemon.node, line)
-
-
-def quietly(action: Callable[[], object]) -> None:
-    """Do what may fail without harm."""
-    with contextlib.suppress(OSError):
-        action()
 
 
 def capacities(daemon: "Daemon") -> dict[str, Any]:

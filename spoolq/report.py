@@ -198,10 +198,9 @@ def to_json(kind: str, rows: object) -> str:
     assert kind not in ("format", "kind")
     whole = {"format": FORMAT, "kind": kind, kind: rows}
     try:
-        text = json.dumps(whole, allow_nan=False)
+        return json.dumps(whole, allow_nan=False)  # which escapes all but printable ASCII
     except ValueError:  # a number that is none in JSON, from a file that somebody else wrote
-        text = json.dumps(_finite(whole))
-    return text.replace("\x7f", "\\u007f")
+        return json.dumps(_finite(whole))
 
 
 def _finite(value: Any) -> Any:

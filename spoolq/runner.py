@@ -17,18 +17,17 @@ import time
 from typing import Any
 
 from spoolq import orders, process, runs, spawn, takeover
+from spoolq.adopted import NEVER, Adopted
 from spoolq.channel import Channel, Gone
 from spoolq.ending import End, ended_line
 from spoolq.enforce import Enforcer
 from spoolq.journal import Journal, Key, head
 from spoolq.kin import WATCHERS, Kin
-from spoolq.runs import Act, Event, Run, Stage
+from spoolq.runs import Event, Run, Stage
 
 COMPACT_BYTES = 4 << 20
 SYNC_S = 1.0  # ends are durable about this much later
-SAMPLE_S, SWEEP_S, RETRY_S, UNSURE_S = 0.5, 1.0, 1.0, 0.05
-FOREIGN_S = 2.0  # an ended process of a dead family is waited for by pid 1; only then may its status be asked for
-NEVER = float("inf")
+SAMPLE_S, SWEEP_S, RETRY_S = 0.5, 1.0, 1.0
 
 
 class Runner:
@@ -42,12 +41,12 @@ class Runner:
         self.lease, self.fence = 0.0, NEVER
         self.timed: dict[Key, Run] = {}
         self.sampled: dict[Key, Run] = {}
-        self.unsure: dict[Key, float] = {}  # ended or lost, unless a watcher still tells; since when
-        self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.unsure_at = self.retry_at = NEVER
+        self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = NEVER
         self.idle_since, self.spent_s, self.most_s = time.monotonic(), 0.0, 0.0
         self.over = False
         self._die = os.environ.get("SPOOLQ_TEST_DIE", "")
         self.poll = select.poll()
+        self.adopted = Adopted(self)
         self.listen()
         taken = takeover.Takeover(kin)
         self.runs = taken.runs
@@ -57,7 +56,7 @@ class Runner:
         self.journal = self.new_journal()
         self.journal.flush()
         for run in list(self.by_pid.values()):
-            self.adopt(run)
+            self.adopted.take(run)
             for record in taken.exits.get(run.pid, ()):
                 self.take_exit(record)
         for run in taken.never:
@@ -86,7 +85,7 @@ class Runner:
                 elif self.channel and fd == self.channel.fileno():
                     self.converse()
                 else:
-                    self.adopted_ended(fd)
+                    self.adopted.ended(fd)
             self.tick(time.monotonic())
 
     def rest(self) -> float | None:
@@ -96,7 +95,7 @@ class Runner:
         self.tell()
         if self.journal.unsaved or not self.journal.begun or self.obsolete:
             self.retry_at = min(self.retry_at, time.monotonic() + (RETRY_S if self.journal.unsaved else 0))
-        due = min(self.alarm, self.sample_at, self.sweep_at, self.sync_at, self.unsure_at, self.retry_at)
+        due = min(self.alarm, self.sample_at, self.sweep_at, self.sync_at, self.adopted.due, self.retry_at)
         if self.fence != NEVER and self.fenced():
             due = min(due, time.monotonic() + self.fence - process.boottime())
         if self.channel is None and not self.by_pid:
@@ -113,8 +112,8 @@ class Runner:
             self.set_alarm()
         if now >= self.sample_at:
             self.sample(now)
-        if now >= self.unsure_at:
-            self.settle(now)
+        if now >= self.adopted.due:
+            self.adopted.settle(now)
         if now >= self.sweep_at:
             again = self.enforcer.sweep(now, self.by_pid.values())
             self.sweep_at = now + SWEEP_S if again else NEVER
@@ -173,7 +172,7 @@ class Runner:
         for run in list(self.by_pid.values()):
             if run.own:
                 run.own, run.handle = False, process.Handle.open(run.pid, run.earliest, run.latest)
-            self.adopt(run)
+            self.adopted.take(run)
         return False
 
     def listen(self) -> None:
@@ -228,13 +227,7 @@ class Runner:
         self.by_pid.pop(run.pid, None)
         self.timed.pop(run.key, None)
         self.sampled.pop(run.key, None)
-        self.unsure.pop(run.key, None)
-        if run.handle is not None:
-            if run.handle.fd >= 0:
-                with contextlib.suppress(KeyError):
-                    self.poll.unregister(run.handle.fd)
-            run.handle.close()
-            run.handle = None
+        self.adopted.drop(run)
         run.line = ended_line(run, end, now if run.own else None)
         run.stage, run.deadline = Stage.OVER, None
         self.enforcer.ended(run, now)
@@ -243,53 +236,6 @@ class Runner:
         self.journal.keep(run.line)
         self.out.append(run.line)
         self.idle_since = now
-
-    def adopt(self, run: Run) -> None:
-        """Keep an eye on a job that may be another's child."""
-        self.retime(run)
-        if not run.own:
-            if run.handle is not None and run.handle.fd >= 0:
-                self.poll.register(run.handle.fd, select.POLLIN)
-            else:
-                self.doubt(run)
-
-    def adopted_ended(self, fd: int) -> None:
-        """A process that is not our child has ended; a watcher says how."""
-        # in the same turn a watcher may have told of it already; then its descriptor is closed
-        for run in self.by_pid.values():
-            if run.handle is not None and run.handle.fd == fd:
-                self.poll.unregister(fd)
-                self.doubt(run)
-
-    def doubt(self, run: Run) -> None:
-        """Find out soon what became of a job."""
-        now = time.monotonic()
-        self.unsure[run.key] = now
-        self.unsure_at = min(self.unsure_at, now + UNSURE_S)
-
-    def settle(self, now: float) -> None:
-        """Decide about jobs of which it is unsure how they ended: a watcher tells before it lets one go."""
-        family = self.kin.ancestors()
-        stats = [(self.runs[key], since, self._look(self.runs[key])) for key, since in self.unsure.items()]
-        self.hear_watchers()
-        self.unsure_at = NEVER
-        for run, since, stat in stats:
-            if not run.live:
-                continue
-            if stat and (stat.state not in "ZX" or stat.parent in family or now - since < FOREIGN_S):
-                self.unsure_at = now + (UNSURE_S if stat.state in "ZX" else RETRY_S)
-                continue
-            status = run.handle.status() if run.handle else None
-            if status is not None:
-                self.finish(run, End(*process.split(status), None, "", time.time(), "pidfd"))
-            else:
-                run.reason = run.reason or Event.FENCE.value
-                run.detail = run.detail or "the runner and all watchers were killed: how it ended is not known"
-                self.finish(run, End(None, None, None, "", time.time(), "nothing"))
-            self.enforcer.act(run, Act.KILL)  # its orphans did not come to us
-
-    def _look(self, run: Run) -> process.Stat | None:
-        return run.handle.stat() if run.handle else None
 
     # --- limits
 

@@ -51,11 +51,16 @@ class Wake:
     def watch(self, directories: list[str]) -> bool:
         """Start watching, not recursively; False where that is impossible (then polling alone serves)."""
         try:
-            from watchdog.events import FileSystemEventHandler
+            from watchdog.events import FileSystemEvent, FileSystemEventHandler
             from watchdog.observers import Observer
 
-            handler = FileSystemEventHandler()
-            handler.on_any_event = self.ring
+            ring = self.ring
+
+            class Handler(FileSystemEventHandler):
+                def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002  # any event is a reason to look
+                    ring()
+
+            handler = Handler()
             observer = Observer()
             for directory in directories:
                 observer.schedule(handler, directory, recursive=False)

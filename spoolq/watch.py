@@ -137,5 +137,3 @@ def exit_line(end: process.Exit, stat: process.Stat | None) -> str:
             "at": time.time(),
         }
     )
-
-

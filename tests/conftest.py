@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from spoolq import spool as spool_room
+from tests.cluster import Cluster
 
 SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "test"\n'
 
@@ -33,3 +34,11 @@ def short_dir() -> Iterator[str]:
     os.chmod(path, 0o700)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster(short_dir) -> Iterator[Cluster]:
+    """A spool with real nodes; nothing of it runs on afterwards."""
+    made = Cluster(short_dir)
+    yield made
+    made.close()

@@ -187,8 +187,9 @@ def test_conditions_are_asked_only_where_they_matter():
 
 
 def test_a_shut_node_starts_not_even_what_needs_nothing():
-    view = NodeView(name="n1", capacity={"cpus": 1000}, free={"cpus": 1000}, draining=True)
-    assert admit([entry(1)], view.free, view).start == ()
+    for shut in ({"draining": True}, {"full": True}):
+        view = NodeView(name="n1", capacity={"cpus": 1000}, free={"cpus": 1000}, **shut)
+        assert admit([entry(1)], view.free, view).start == ()
 
 
 # --- what is free

@@ -53,20 +53,18 @@ def test_rusage_is_that_of_the_job(node):
 
 
 def test_a_job_inherits_three_descriptors_default_signals_and_its_own_environment(node):
-    script = "\n".join(
-        (
-            "import os, signal",
-            "print('fds', *[f for f in sorted(os.listdir('/proc/self/fd')) if os.path.exists(f'/proc/self/fd/{f}')])",
-            "print('in', os.readlink('/proc/self/fd/0'))",
-            "print('env', *sorted(os.environ))",
-            "print('umask', oct(os.umask(0)))",
-            "print('cwd', os.getcwd())",
-            "print('leader', os.getsid(0) == os.getpid() == os.getpgid(0))",
-            "print(*[l.strip() for l in open('/proc/self/status') if l.startswith(('SigBlk', 'SigIgn'))])",
-        )
+    lines = (
+        "import os, signal",
+        "print('fds', *[f for f in sorted(os.listdir('/proc/self/fd')) if os.path.exists(f'/proc/self/fd/{f}')])",
+        "print('in', os.readlink('/proc/self/fd/0'))",
+        "print('env', *sorted(os.environ))",
+        "print('umask', oct(os.umask(0)))",
+        "print('cwd', os.getcwd())",
+        "print('leader', os.getsid(0) == os.getpid() == os.getpgid(0))",
+        "print(*[l.strip() for l in open('/proc/self/status') if l.startswith(('SigBlk', 'SigIgn'))])",
     )
     # -E -S and the raw state: python itself ignores SIGPIPE and SIGXFSZ, so a shell looks at the mask
-    node.start(1, [sys.executable, "-S", "-c", script], chdir="/usr")
+    node.start(1, [sys.executable, "-S", "-c", "\n".join(lines)], chdir="/usr")
     node.ended(1)
     node.start(2, "grep -E 'SigBlk|SigIgn' /proc/self/status")
     node.ended(2)
@@ -82,7 +80,11 @@ def test_a_job_inherits_three_descriptors_default_signals_and_its_own_environmen
 
 
 def test_a_directory_may_come_as_a_descriptor(node, tmp_path):
-    fds = [os.open(tmp_path / "o", os.O_WRONLY | os.O_CREAT), os.open("/dev/null", os.O_WRONLY), os.open(tmp_path, os.O_RDONLY)]
+    fds = [
+        os.open(tmp_path / "o", os.O_WRONLY | os.O_CREAT),
+        os.open("/dev/null", os.O_WRONLY),
+        os.open(tmp_path, os.O_RDONLY),
+    ]
     node.start(1, "pwd", fds=fds, cwdfd=True, chdir=None)
     assert 0 == node.ended(1)["exit_code"]
     assert f"{tmp_path}\n" == (tmp_path / "o").read_text()
@@ -141,7 +143,7 @@ def test_exit_0_within_the_grace_is_a_timeout_still(node):
 
 
 def test_a_tree_that_scatters_is_cancelled_whole(node):
-    scatter = f"setsid sh -c \"{STUBBORN}\" & (setsid setsid sh -c \"trap '' TERM; sleep 600; sleep 600\" &) ; echo up; {STUBBORN}"
+    scatter = f'setsid sh -c "{STUBBORN}" & (setsid setsid sh -c "trap \'\' TERM; sleep 600; sleep 600" &) ; echo up; {STUBBORN}'
     node.start(1, scatter)
     wait_until(lambda: "up" in node.output() and len(node.leftovers()) >= 6)
     node.say("kill", 1, reason="cancelled", grace_s=0.0)
@@ -230,6 +232,23 @@ def test_usage_never_goes_down_and_names_running_jobs(node):
     assert usage["jobs"]["1.1"]["rss_mb"] >= 1
 
 
+def test_nothing_wakes_up_while_jobs_without_limits_run(node):
+    node.start(1, ["sleep", "600"])
+    node.start(2, "exit 0")
+    node.ended(2)
+    pids = node.whole()
+
+    def switches():
+        return [re.findall(r"voluntary_ctxt_switches:\t(\d+)", contents(f"/proc/{pid}/status"))[0] for pid in pids]
+
+    def still():
+        before = switches()
+        time.sleep(1.3)
+        return before == switches()
+
+    wait_until(still, "rest")
+
+
 # --- refusals
 
 
@@ -273,7 +292,15 @@ def test_orders_that_make_no_sense_do_no_harm():
 
 def test_every_end_is_exact_when_the_runner_is_killed_with_50_jobs(node):
     for i in range(1, 51):
-        node.start(i, [sys.executable, "-S", "-c", f"import os, time\nx = b'x' * ({i} << 20)\nwhile not os.path.exists({node.made!r} + '/go'): time.sleep(0.05)\nos._exit({i})"])
+        node.start(
+            i,
+            [
+                sys.executable,
+                "-S",
+                "-c",
+                f"import os, time\nx = b'x' * ({i} << 20)\nwhile not os.path.exists({node.made!r} + '/go'): time.sleep(0.05)\nos._exit({i})",
+            ],
+        )
     node.pid(50)
     node.kill_runner()
     assert {"running"} == {job["state"] for job in node.known["jobs"]}
@@ -354,7 +381,7 @@ def test_a_runner_killed_in_the_middle_of_a_start_tells_the_truth(place):
     node = Node(hook=f"{place}:2")
     node.start(1, "sleep 600")
     first = node.known["pid"]
-    node.start(2, f"sleep 0.3; exit 8" if place != "before-reap" else "exit 8")
+    node.start(2, "sleep 0.3; exit 8" if place != "before-reap" else "exit 8")
     node.until_new(first)
     if place == "after-go":
         assert None is node.job(2)
@@ -405,7 +432,10 @@ def test_an_end_that_nobody_saw_is_lost(node):
     wait_until(lambda: gone(pid))
     node.reconnect()
     ended = node.ended(1)
-    assert ("lost", None) == (ended["reason"], ended["exit_code"]) or (9, "pidfd") == (ended["signal"], ended["measured_by"])
+    assert ("lost", None) == (ended["reason"], ended["exit_code"]) or (9, "pidfd") == (
+        ended["signal"],
+        ended["measured_by"],
+    )
 
 
 def test_reexec_keeps_jobs_and_pids(node):
@@ -443,7 +473,11 @@ def test_a_full_disk_refuses_starts_and_keeps_results(node):
     resource.prlimit(pids[0], resource.RLIMIT_FSIZE, unlimited)
 
     def saved():
-        return any('"op":"ended","id":1' in contents(os.path.join(node.dir, n)) for n in os.listdir(node.dir) if n.endswith("jsonl"))
+        return any(
+            '"op":"ended","id":1' in contents(os.path.join(node.dir, n))
+            for n in os.listdir(node.dir)
+            if n.endswith("jsonl")
+        )
 
     wait_until(saved, "the result on disk")
     node.kill_all()
@@ -523,7 +557,7 @@ def group():
 
 @pytest.mark.cgroup
 def test_a_job_in_a_control_group_is_frozen_killed_and_cleared_up(node, group):
-    node.start(1, f"(setsid env -i sh -c \"{STUBBORN}\" &) ; echo up; {STUBBORN}", cgroup=group)
+    node.start(1, f'(setsid env -i sh -c "{STUBBORN}" &) ; echo up; {STUBBORN}', cgroup=group)
     pid = node.pid(1)
     wait_until(lambda: "up" in node.output() and len(cgroup.tree_of(group)) >= 2)
     node.say("suspend", 1)

@@ -1,0 +1,151 @@
+"""
+Choose, claim and start: the part of a daemon's turn that takes work from the queue.
+
+`schedule` decides from names alone; here the queue is listed, the claim is recorded and made by one
+rename, and the job goes to the runner. A claim is tried once: a second try would find the target of
+the first and believe that it won.
+Invariant: nothing is started on a lease younger than its claim (model: "lease good now, not since
+the claim"), and nothing is claimed that an earlier attempt on this node still holds.
+"""
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from spoolq import home, host, schedule
+from spoolq.entry import Entry
+from spoolq.fsops import Answer
+from spoolq.launch import Prepared
+from spoolq.lease import may_start
+from spoolq.spool import Placed
+
+if TYPE_CHECKING:
+    from spoolq.daemon import Daemon, Live
+
+log = logging.getLogger("spoolq")
+
+BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
+SCAN_LIMIT = 1000  # waiting entries looked at in one pass
+WINDOW = 32  # of them considered first: with many alike, what fits is found there
+REASONS = 20  # blocked jobs that get a why file in one pass
+EXPLAIN_S, WHY_S = 1.0, 60.0  # between passes that explain; a why file changes at most so often
+
+
+def start_jobs(daemon: "Daemon", now: float) -> None:
+    """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
+    if not daemon.has_room():
+        return
+    if now >= daemon.due_at("queue"):
+        daemon.candidates = look_at_queue(daemon)
+        daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
+        daemon.set_due("queue", now + daemon.poll_s)
+    while daemon.candidates and daemon.has_room():
+        plan = admit(daemon, daemon.candidates[:WINDOW], 0)
+        if not plan.start:
+            plan = admit(daemon, daemon.candidates, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
+            explain(daemon, plan, now)
+        if not plan.start:
+            daemon.candidates = []  # nothing of this listing fits: look again at the next poll
+        start = {(entry.id, entry.chunk) for entry in plan.start}
+        chosen = [at for at in daemon.candidates if (at.entry.id, at.entry.chunk) in start]
+        # taken out first, so that also after an error no claim is tried twice
+        daemon.candidates = [at for at in daemon.candidates if (at.entry.id, at.entry.chunk) not in start]
+        for at in chosen:
+            daemon.last_work = now
+            if start_one(daemon, at) is Answer.UNKNOWN:
+                return
+    daemon.looked = daemon.looked or not daemon.candidates
+
+
+def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
+    """What of some candidates may start now."""
+
+    def condition(entry: Entry) -> schedule.Conditions:
+        ready = daemon.launcher.prepare(entry)
+        job = ready.job
+        return schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, missing=ready.missing)
+
+    view = daemon.view()
+    return schedule.admit([at.entry for at in candidates], view.free, view, condition, reasons)
+
+
+def look_at_queue(daemon: "Daemon") -> list[Placed]:
+    """A fresh listing of the first SCAN_LIMIT waiting entries."""
+    found = []
+    ours = daemon.live.keys() | {item.at.entry.id for item in daemon.ended}
+    for at in daemon.spool.waiting():
+        if at.entry.id not in ours:  # an earlier attempt of it may still be
+            found.append(at)
+        if len(found) >= SCAN_LIMIT:
+            break
+    return found
+
+
+def start_one(daemon: "Daemon", at: Placed) -> Answer:
+    """Claim one entry and hand it to the runner; the lease held before the claim is the one that counts."""
+    ready = daemon.launcher.prepare(at.entry)
+    began = daemon.presence.began
+    daemon.claims.add(at.entry.next().name)
+    answer, claimed = daemon.spool.claim(at, daemon.node)
+    if answer is Answer.UNKNOWN:
+        daemon.unsettled.append((at, claimed))
+    if answer is Answer.WON:
+        launch(daemon, claimed, ready, began)
+    return answer
+
+
+def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
+    """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
+    from spoolq.daemon import Live
+
+    entry = at.entry
+    if not may_start(host.boottime(), began, daemon.policy.fence_s):
+        daemon.spool.give_back(at)
+        return
+    live = daemon.live[entry.id] = Live(at, ready.job if not ready.problem else None)
+    if ready.problem:
+        fail(daemon, live, ready.problem)
+        return
+    try:
+        live.outputs = tuple(daemon.launcher.open_outputs(entry, ready.job))
+    except OSError as error:
+        fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
+        return
+    live.scratch = daemon.scratch.take()
+    message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy)
+    message["until"] = began + daemon.policy.fence_s
+    daemon.family.send(message, live.outputs)
+    daemon.launcher.forget(entry.id)
+
+
+def fail(daemon: "Daemon", live: "Live", why: str) -> None:
+    """End a job that cannot be started, without the runner."""
+    ended = {"exit_code": 126, "signal": None, "reason": "launch", "detail": why, "ended": time.time()}
+    daemon.take_end(live.at.entry.id, live.at.entry.attempt, ended)
+
+
+def explain(daemon: "Daemon", plan: schedule.Plan, now: float) -> None:
+    """Write why jobs do not start here: a line each, only when it changed, not more than once a minute."""
+    for entry, reason in plan.blocked:
+        when, text = daemon.whys.get(entry.id, (0.0, ""))
+        line = f"{daemon.node} {reason}"
+        if text == line or (text and now - when < WHY_S):
+            continue
+        if len(daemon.whys) > SCAN_LIMIT:
+            daemon.whys.clear()
+        daemon.whys[entry.id] = (now, line)
+        with contextlib.suppress(OSError):  # a view: it is written again
+            home.write_why(daemon.spool.root, entry.id, daemon.node, line)
+
+
+def settle_claims(daemon: "Daemon") -> None:
+    """Ask again about claims whose outcome was unknown."""
+    for pair in list(daemon.unsettled):
+        at, claimed = pair
+        answer = daemon.spool.settle(at, claimed)
+        if answer is Answer.UNKNOWN:
+            continue
+        daemon.unsettled.remove(pair)
+        if answer is Answer.WON:  # the lease of its claim is not known any more: give it back and claim it anew
+            daemon.spool.give_back(claimed)
