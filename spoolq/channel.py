@@ -32,6 +32,9 @@ Message = dict[str, Any]
 encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode  # lone surrogates survive as \\udcXX
 
 
+quote = json.encoder.encode_basestring_ascii  # one text, as `encode` would
+
+
 class Gone(ConnectionError):
     """The other end has closed, died or talked nonsense: connect anew and ask what is known."""
 
@@ -148,7 +151,7 @@ class Channel:
             if len(data) - at - 4 < length:
                 break
             try:
-                message = json.loads(data[at + 4 : at + 4 + length])
+                message = json.loads(data[at + 4 : at + 4 + length].decode())
                 fds = [self._descriptors.popleft() for _ in range(message.get("fds") or 0)]
             except (ValueError, AttributeError, TypeError, IndexError) as error:
                 raise Gone(f"no message: {error}") from error

@@ -21,8 +21,8 @@ def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     for name, request in daemon.spool.requests(daemon.node):
         live = daemon.live.get(request.get("id", 0))
-        if live is None:
-            log.warning("request dropped name=%s: no such job here", name)
+        if live is None or request.get("attempt", live.at.entry.attempt) != live.at.entry.attempt:
+            log.warning("request dropped name=%s: no such attempt here", name)
         elif not carry_out(daemon, live, request):
             continue  # not yet: it stays and is tried again
         daemon.spool.answered(daemon.node, name)

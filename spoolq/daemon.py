@@ -218,24 +218,31 @@ class Daemon:
         """Take in all messages of the runner."""
         self.family.flush()
         for message in self.family.receive():
-            match message["op"]:
-                case "ended":
-                    self.take_end(message["id"], message["attempt"], message["ended"])
-                case "refused":
-                    self.take_refusal(message["id"], message["attempt"], message["why"])
-                case "usage":
-                    self.take_usage(message)
-                case _:
-                    pass
+            self.take(message)
+
+    def take(self, message: dict[str, Any]) -> None:
+        """One message of the runner; what only confirms is passed over."""
+        match message["op"]:
+            case "ended":
+                self.take_end(message["id"], message["attempt"], message["ended"])
+            case "refused":
+                self.take_refusal(message["id"], message["attempt"], message["why"])
+            case "usage":
+                self.take_usage(message)
+            case "known":
+                recover.reconcile(self, message["jobs"])
+            case _:
+                pass
 
     def compare_notes(self) -> None:
         """After connecting: what the runner knows, against what lies on this node."""
         self.family.hello(version=__version__, lease=self.presence.began + self.policy.fence_s)
-        while True:
-            for message in self.family.receive():
-                if message["op"] == "known":
-                    recover.reconcile(self, message["jobs"])
-                    return
+        while not self.stopping:
+            messages = self.family.receive()
+            for message in messages:  # ends may follow in the same breath
+                self.take(message)
+            if any(message["op"] == "known" for message in messages):
+                return
             select.select([self.family], [], [], 1.0)
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:

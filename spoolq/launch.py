@@ -125,7 +125,8 @@ class Launcher:
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
         program = self._program(argv[0], job.chdir, ready.search)
-        enforce = MEM in wants and (MEM in job.declared or policy.enforce_default_mem)
+        said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
+        enforce = MEM in wants and (said or policy.enforce_default_mem)
         return {
             "op": "start",
             "id": entry.id,

@@ -33,7 +33,6 @@ from spoolq.runs import Event, Run, Stage
 if TYPE_CHECKING:
     from spoolq.runner import Runner
 
-JOB_OOM_SCORE = 300  # of 1000: the kernel prefers jobs to their parents
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
@@ -94,8 +93,8 @@ def note_started(runner: "Runner", run: Run, before: float) -> None:
     runner.by_pid[run.pid] = run
     line = takeover.started_line(run)
     runner.journal.keep(line)
-    runner.out.append(line)
-    process.expose(run.pid, JOB_OOM_SCORE)
+    runner.news.append(line)
+    runner.fresh.append(run)
     if run.mem_mb is not None and run.sampled:
         spawn.limit_data(run.pid, run.mem_mb)
     if run.sampled or run.limit_s is not None:

@@ -26,6 +26,8 @@ from spoolq.kin import WATCHERS, Kin
 from spoolq.runs import Event, Run, Stage
 
 COMPACT_BYTES = 4 << 20
+JOB_OOM_SCORE = 300  # of 1000: the kernel prefers jobs to their parents
+SOON_S = 0.05  # what only matters to jobs that last longer is done after this time
 SYNC_S = 1.0  # ends are durable about this much later
 SAMPLE_S, SWEEP_S, RETRY_S = 0.5, 1.0, 1.0
 
@@ -38,10 +40,12 @@ class Runner:
         self.channel: Channel | None = None
         self.greeted = False
         self.out: list[str] = []
+        self.news: list[str] = []  # may wait for SOON_S, so that short jobs wake the daemon once
+        self.fresh: list[Run] = []
         self.lease, self.fence = 0.0, NEVER
         self.timed: dict[Key, Run] = {}
         self.sampled: dict[Key, Run] = {}
-        self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = NEVER
+        self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = self.soon_at = NEVER
         self.idle_since, self.spent_s, self.most_s = time.monotonic(), 0.0, 0.0
         self.over = False
         self._die = os.environ.get("SPOOLQ_TEST_DIE", "")
@@ -92,10 +96,15 @@ class Runner:
         """Bring to an end what was begun in this turn; milliseconds until something is due, None for never."""
         self.journal.flush()
         self.spawner.leave()
-        self.tell()
+        if self.out:
+            self.tell()
+        elif self.fresh and self.soon_at == NEVER:
+            self.soon_at = time.monotonic() + SOON_S
         if self.journal.unsaved or not self.journal.begun or self.obsolete:
             self.retry_at = min(self.retry_at, time.monotonic() + (RETRY_S if self.journal.unsaved else 0))
-        due = min(self.alarm, self.sample_at, self.sweep_at, self.sync_at, self.adopted.due, self.retry_at)
+        due = min(
+            self.alarm, self.sample_at, self.sweep_at, self.sync_at, self.soon_at, self.adopted.due, self.retry_at
+        )
         if self.fence != NEVER and self.fenced():
             due = min(due, time.monotonic() + self.fence - process.boottime())
         if self.channel is None and not self.by_pid:
@@ -104,6 +113,13 @@ class Runner:
 
     def tick(self, now: float) -> None:
         """What is due by time."""
+        if now >= self.soon_at:
+            self.soon_at = NEVER
+            self.tell()
+            for run in self.fresh:
+                if run.live:
+                    process.expose(run.pid, JOB_OOM_SCORE)
+            self.fresh.clear()
         if now >= self.alarm:
             for run in list(self.timed.values()):
                 at = runs.due_at(run)
@@ -304,6 +320,7 @@ class Runner:
             self.channel.close()
         self.channel, self.greeted, self.idle_since = None, False, time.monotonic()
         self.out.clear()
+        self.news.clear()
 
     def converse(self) -> None:
         """Obey what the daemon says."""
@@ -316,21 +333,26 @@ class Runner:
                 finally:
                     for fd in fds:
                         os.close(fd)
+            if self.channel and self.channel.waiting:
+                self.tell()
         except Gone:
             self.hang_up()
 
     def tell(self) -> None:
         """Send what there is to say; what a daemon does not hear, it finds in `known`."""
+        texts = [*self.news, *self.out]
+        self.out.clear()
+        self.news.clear()
         if self.channel is None or not self.greeted:
-            self.out.clear()
             return
+        waited = self.channel.waiting
         try:
-            if self.out:
-                self.channel.post_all(self.out)
-                self.out.clear()
-            elif self.channel.waiting:
+            if texts:
+                self.channel.post_all(texts)
+            elif waited:
                 self.channel.flush()
-            self.poll.modify(self.channel, select.POLLIN | (select.POLLOUT if self.channel.waiting else 0))
+            if waited or self.channel.waiting:
+                self.poll.modify(self.channel, select.POLLIN | (select.POLLOUT if self.channel.waiting else 0))
         except Gone:
             self.hang_up()
 

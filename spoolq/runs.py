@@ -95,9 +95,9 @@ class Run:
     def __init__(self, text: str, go: Mapping[str, Any]) -> None:
         self.text = text
         self.id, self.attempt, self.gen = go["id"], go["attempt"], go.get("gen", 0)
-        self.limit_s: float | None = go.get("limit_s")
-        self.grace_s: float = go.get("grace_s") or 0.0
-        self.mem_mb: int | None = go.get("mem_mb")
+        self.limit_s: float | None = None if go.get("limit_s") is None else float(go["limit_s"])
+        self.grace_s = float(go.get("grace_s") or 0.0)
+        self.mem_mb: int | None = None if go.get("mem_mb") is None else int(go["mem_mb"])
         self.cgroup: str = go.get("cgroup") or ""
         self.rerun: str = go.get("rerun") or "C"
         self.scratch: str = go.get("scratch") or ""

@@ -311,7 +311,7 @@ class Spool:
     def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
         """Ask a node to do something to a job that runs there; executed at its next look."""
         data = json.dumps({"verb": verb, "id": job_id, **arguments}).encode()
-        fsops.publish(f"{self.root}/nodes/{node}/control/{job_id}.{verb}.{tag}", data)
+        fsops.publish(f"{self.root}/nodes/{node}/control/{tag}.{job_id}.{verb}", data)
 
     def requests(self, node: str) -> list[tuple[str, dict[str, Any]]]:
         """(name, request) in order of name; one that cannot be read comes with an empty request."""

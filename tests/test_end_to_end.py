@@ -20,7 +20,7 @@ def test_a_job_runs_and_leaves_all_beside_itself(cluster: Cluster):
     assert ("FAILED", 3, None, "n1", 1) == tuple(result[k] for k in ("state", "exit_code", "signal", "node", "attempt"))
     assert ("out\n", "err\n") == (cluster.text(job), cluster.text(job, "stderr"))
     assert "done" == cluster.place(job)
-    line = json.loads(open(f"{cluster.root}/history/{os.listdir(cluster.root + '/history')[0]}").readline())
+    line = json.loads(read(f"{cluster.root}/history/{os.listdir(cluster.root + '/history')[0]}"))
     assert (job, "sh") == (line["id"], line["command"][0])
 
 
@@ -101,7 +101,7 @@ def fifty(cluster: Cluster) -> dict[int, int]:
 
 def check_fifty(cluster: Cluster, codes: dict[int, int]) -> None:
     """They end, each with its own code, once."""
-    open(f"{cluster.base}/go", "w").close()
+    touch(f"{cluster.base}/go")
     for job, code in codes.items():
         result = cluster.result(job)
         assert (code, 1) == (result["exit_code"], result["attempt"]), result
@@ -124,7 +124,7 @@ def test_jobs_that_end_while_no_daemon_lives_are_delivered(cluster: Cluster):
     codes = fifty(cluster)
     node.kill()
     node.wait()
-    open(f"{cluster.base}/go", "w").close()
+    touch(f"{cluster.base}/go")
     cluster.node()
 
     check_fifty(cluster, codes)
@@ -171,7 +171,7 @@ def test_two_daemons_race_for_two_thousand_jobs(cluster: Cluster):
     for node in nodes:
         node.wait(timeout=240)
 
-    marks = [line.split() for line in open(f"{cluster.base}/marks")]
+    marks = [line.split() for line in read(f"{cluster.base}/marks").splitlines()]
     assert list(range(1, 2001)) == sorted(int(job) for job, _ in marks)
     assert {"n1", "n2"} == {node for _, node in marks}
     done = [name for group in os.listdir(f"{cluster.root}/done") for name in os.listdir(f"{cluster.root}/done/{group}")]
@@ -211,7 +211,7 @@ def test_kill_waiting_and_running_with_the_whole_tree(cluster: Cluster):
 
     assert ("CANCELLED", "CANCELLED") == (cluster.result(waiting)["state"], cluster.result(running)["state"])
     for number in (1, 2):
-        pid = int(open(f"{mark}.{number}").read())
+        pid = int(read(f"{mark}.{number}"))
         cluster.until(lambda pid=pid: not os.path.exists(f"/proc/{pid}") or "Z" in state(pid), f"{number} is gone")
 
 
@@ -231,7 +231,7 @@ def test_suspend_resume_of_a_running_job(cluster: Cluster):
     cluster.running(job, mark)
     cluster.ok("suspend", str(job))
     cluster.until(lambda: " S " in cluster.ok("stat"), "stat says suspended")
-    open(f"{mark}.go", "w").close()
+    touch(f"{mark}.go")
     cluster.ok("resume", str(job))
 
     assert "COMPLETED" == cluster.result(job)["state"]
@@ -257,7 +257,7 @@ def test_requeue_running_and_done(cluster: Cluster):
     assert 2 == cluster.result(job)["attempt"]
     cluster.until(lambda: cluster.place(job) == "done", "done")
     cluster.ok("requeue", str(job))
-    cluster.until(lambda: open(mark).read() == "1\n2\n3\n", "a third attempt")
+    cluster.until(lambda: read(mark) == "1\n2\n3\n", "a third attempt")
     cluster.until(lambda: cluster.place(job) == "done" and cluster.result(job)["attempt"] == 3, "its result")
     assert os.path.exists(cluster.home(job, "result.2.json"))
 
@@ -297,6 +297,12 @@ def test_dropped_files_become_jobs_or_are_rejected_with_a_reason(cluster: Cluste
     assert os.path.exists(f"{drop}/.hidden.sh")
 
 
+def touch(path: str) -> None:
+    """Make a file."""
+    with open(path, "w"):
+        pass
+
+
 def read(path: str) -> str:
     """A file's text, or empty."""
     try:
@@ -319,7 +325,7 @@ def test_priority_order(cluster: Cluster):
     node = cluster.node("n1", 2, "--idle-exit", "0")
     node.wait(timeout=60)
 
-    assert "high\nmiddle\nlow\n" == open(order).read()
+    assert "high\nmiddle\nlow\n" == read(order)
 
 
 def test_two_daemons_of_one_name_are_refused(cluster: Cluster):
