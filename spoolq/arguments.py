@@ -11,7 +11,6 @@ have a table of their own in `options`, since their options end at the command t
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from spoolq.errors import UsageError
@@ -52,12 +51,15 @@ HELP = Flag("help", "h", "", "show this")
 COMMON = (JSON, SPOOL, HELP)
 
 
-@dataclass(frozen=True, slots=True)
 class Given:
     """A command line taken apart: `values` by long name (every value of one given repeatedly), and the words."""
 
-    values: dict[str, list[str]] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
+    __slots__ = ("values", "words")
+
+    def __init__(self) -> None:
+        """Nothing was given yet."""
+        self.values: dict[str, list[str]] = {}
+        self.words: list[str] = []
 
     def has(self, name: str) -> bool:
         """Whether an option was given."""

@@ -243,7 +243,7 @@ class Daemon:
                 self.take(message)
             if any(message["op"] == "known" for message in messages):
                 return
-            select.select([self.family], [], [], 1.0)
+            self.pause(1.0)
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""

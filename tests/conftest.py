@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from spoolq import spool as spool_room
 from tests.cluster import Cluster
+
+# how long an example takes says something about the machine, nothing about the code
+settings.register_profile("spoolq", deadline=None)
+settings.load_profile("spoolq")
 
 SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "test"\n'
 

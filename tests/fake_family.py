@@ -58,9 +58,6 @@ class FakeFamily:
         self.runner = runner
         self._ready = os.open("/dev/zero", os.O_RDONLY)
 
-    def __del__(self) -> None:
-        os.close(self._ready)
-
     def fileno(self) -> int:
         return self._ready
 

@@ -66,6 +66,7 @@ class Node:
             self.family.hello(version="t", lease=process.boottime() + 3600)
             self.known = self._next("known")
         except Gone:
+            self.family.close()
             return self.connect()
         return self.known
 

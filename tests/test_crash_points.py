@@ -6,6 +6,7 @@ and once dying just after it took effect, then a new daemon recovers and the inv
 every acknowledged job ended exactly once, was started exactly once, and its result can be read.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -104,6 +105,7 @@ def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error:
     points = 0
     for number in range(calls):
         for effect in (False, True):
+            before_it = set(os.listdir("/proc/self/fd"))
             world = World(str(tmp_path / f"{number}{'a' if effect else 'b'}"), monkeypatch)
             before(world)
             with faulty(number, after=effect, error=error):
@@ -119,6 +121,9 @@ def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error:
             except BaseException as problem:
                 problem.add_note(f"call {number} of {calls}, {'after' if effect else 'before'} its effect")
                 raise
+            for fd in set(os.listdir("/proc/self/fd")) - before_it:  # what the dead daemon had open
+                with contextlib.suppress(OSError):
+                    os.close(int(fd))
     return points
 
 

@@ -180,7 +180,7 @@ def test_two_daemons_race_for_two_thousand_jobs(cluster: Cluster):
 
 
 def test_time_limit_term_then_kill(cluster: Cluster):
-    polite = cluster.sub("-t", "1s", "sh", "-c", "trap 'echo term; exit 0' TERM; sleep 100 & wait")
+    polite = cluster.sub("-t", "1s", "sh", "-c", "trap 'echo term; exit 0' TERM; sleep 100 & while :; do wait; done")
     stubborn = cluster.sub("-t", "1s", "sh", "-c", "trap '' TERM; sleep 100 & while :; do wait; sleep 0.2; done")
     cluster.node()
 

@@ -89,8 +89,9 @@ def test_a_result_read_again_has_the_same_ending(exit_code, signal, reason):
     assert (word == "exit0") <= (exit_code == 0)
 
 
-def test_reasons_are_words_and_details_are_kept_where_no_word_decides():
-    assert facts_of(reason="timeout", detail="x")["reason"] == "timeout"
+def test_a_reason_is_a_word_then_the_details():
+    assert facts_of(reason="timeout", detail="x")["reason"] == "timeout: x"
+    assert facts_of(reason="oom", exit_code=None, signal=9)["reason"] == "oom"
     assert facts_of(reason="launch", exit_code=127, detail="not found")["reason"] == "launch: not found"
     assert facts_of(detail="output lost")["reason"] == "output lost"
 
