@@ -70,6 +70,7 @@ class Daemon:
         state_dir: str,
         limits: Limits,
         wake: Wake,
+        groups: str | None = None,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -78,12 +79,13 @@ class Daemon:
             capacity: what the node has to lend, thousandths.
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
+            groups: a delegated cgroup v2 directory for the jobs, or None.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping = wake, False
         self.family = Family.connect(state_dir)
-        self.launcher, self.scratch, self.meter = Launcher(spool, node), Scratch(node), host.Meter()
+        self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(node), host.Meter()
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -151,7 +153,8 @@ class Daemon:
             self.measure()
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.presence.beat()
-            self.family.lease(self.presence.began + self.policy.fence_s)
+            until = self.presence.began + self.policy.fence_s
+            self.family.lease(until, fence=until)
             claim.settle_claims(self)
             recover.look_for_ghosts(self)
             self.publish(self.presence.state)
@@ -236,7 +239,8 @@ class Daemon:
 
     def compare_notes(self) -> None:
         """After connecting: what the runner knows, against what lies on this node."""
-        self.family.hello(version=__version__, lease=self.presence.began + self.policy.fence_s)
+        until = self.presence.began + self.policy.fence_s
+        self.family.hello(version=__version__, lease=until, fence=until)
         while not self.stopping:
             messages = self.family.receive()
             for message in messages:  # ends may follow in the same breath

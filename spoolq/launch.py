@@ -48,9 +48,14 @@ class Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str) -> None:
-        """Nothing is read yet."""
-        self.spool, self.node = spool, node
+    def __init__(self, spool: Spool, node: str, *, groups: str | None = None) -> None:
+        """
+        Nothing is read yet.
+
+        Args:
+            groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+        """
+        self.spool, self.node, self.groups = spool, node, groups
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -143,6 +148,7 @@ class Launcher:
             "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
             "rerun": entry.rerun,
             "scratch": scratch,
+            "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
         }
 
     def _is_remote(self, path: str) -> bool:

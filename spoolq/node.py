@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, host, local, resources, service, where
+from spoolq import arguments, cgroup, host, local, resources, service, where
 from spoolq.arguments import Flag
 from spoolq.config import Settings
 from spoolq.daemon import Daemon, Limits
@@ -65,6 +65,7 @@ def node(argv: Sequence[str]) -> int:
         state_dir=state_dir,
         limits=_limits(given),
         wake=wake,
+        groups=_groups(),
     )
 
     def stop() -> None:
@@ -81,6 +82,15 @@ def node(argv: Sequence[str]) -> int:
         return daemon.run()
     finally:
         del lock
+
+
+def _groups() -> str | None:
+    """Where jobs get control groups of their own: what systemd delegated, or $SPOOLQ_CGROUP names."""
+    groups = cgroup.delegated(os.environ.get("SPOOLQ_CGROUP"))
+    if groups is not None:
+        passed = cgroup.settle(groups)
+        logging.info("control groups in %s: %s", groups, " ".join(sorted(passed)) or "no controllers")
+    return groups
 
 
 def _limits(given: arguments.Given) -> Limits:
