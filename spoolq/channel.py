@@ -35,6 +35,9 @@ encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode  # lo
 quote = json.encoder.encode_basestring_ascii  # one text, as `encode` would
 
 
+PROGRAM = "program"  # in the state directory: where the program of the family lies
+
+
 class Gone(ConnectionError):
     """The other end has closed, died or talked nonsense: connect anew and ask what is known."""
 
@@ -207,14 +210,32 @@ def connect(state_dir: str) -> Channel | None:
 
 
 def command(state_dir: str, *options: str) -> list[str]:
-    """The words that run the family's program from where this package lies, whatever is installed."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    """
+    The words that run the family's program: where the daemon of this state directory said it lies.
+
+    A family outlives its daemons, and a newer one may be installed elsewhere.
+    """
+    python, root = sys.executable, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(state_dir, PROGRAM), encoding="utf-8") as file:
+        said = json.load(file)
+        if os.access(said["python"], os.X_OK) and os.path.isdir(f"{said['root']}/spoolq"):
+            python, root = said["python"], said["root"]
     program = f"import sys; sys.path[:0]=[{root!r}]; from spoolq.supervise import main; main()"
-    return [sys.executable, "-I", "-X", "utf8", "-c", program, os.path.abspath(state_dir), *options]
+    return [python, "-I", "-X", "utf8", "-c", program, os.path.abspath(state_dir), *options]
+
+
+def say_program(state_dir: str) -> None:
+    """Let the family execute, from now on, what this process runs."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.path.join(state_dir, PROGRAM)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump({"python": sys.executable, "root": root}, file)
+    os.replace(path + ".new", path)
 
 
 def start_family(state_dir: str, *, idle_s: float) -> int:
     """Start the family, detached and in a session of its own; returns the pid of a starter, which exits soon."""
+    say_program(state_dir)
     log = os.path.join(state_dir, "family.log")
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

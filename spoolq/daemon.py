@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolq import __version__, claim, control, deliver, host, recover, resources, schedule, service
-from spoolq.channel import Family, Gone
+from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
@@ -83,7 +83,7 @@ class Daemon:
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.wake, self.stopping = wake, False
+        self.wake, self.stopping, self.renewed = wake, False, False
         self.family = Family.connect(state_dir)
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(node), host.Meter()
         self.live: dict[int, Live] = {}
@@ -234,8 +234,17 @@ class Daemon:
                 self.take_usage(message)
             case "known":
                 recover.reconcile(self, message["jobs"])
+                self.renew(message["version"])
             case _:
                 pass
+
+    def renew(self, version: str) -> None:
+        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
+        if version != __version__ and not self.renewed:
+            log.info("renewing the runner from=%s to=%s", version, __version__)
+            self.renewed = True
+            say_program(self.state_dir)
+            self.family.send({"op": "reexec"})
 
     def compare_notes(self) -> None:
         """After connecting: what the runner knows, against what lies on this node."""

@@ -75,8 +75,10 @@ class Cluster:
             env=self.env,
         )
 
-    def node(self, name: str = "n1", cpus: int = 2, *words: str) -> subprocess.Popen[bytes]:
-        """A node in the background, up and beating."""
+    def node(
+        self, name: str = "n1", cpus: int = 2, *words: str, path: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A node in the background, up and beating; `path` is where another version of the package lies."""
         with open(f"{self.base}/{name}.log", "ab") as log:
             node = subprocess.Popen(
                 [sys.executable, "-m", "spoolq", "node", "--name", name, "--cpus", str(cpus), "--mem", "900G", *words],
@@ -84,7 +86,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 cwd=self.base,
-                env=self.env,
+                env=self.env | ({"PYTHONPATH": path} if path else {}),
             )
         self.nodes.append(node)
         self.until(lambda: node.poll() is not None or self.facts(name).get("pid") == node.pid, f"node {name} is up")

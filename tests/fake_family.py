@@ -4,6 +4,8 @@ import os
 import time
 from typing import Any
 
+from spoolq import __version__
+
 
 class FakeRunner:
     """What the real runner knows: every start, and every end until it is forgotten."""
@@ -32,7 +34,7 @@ class FakeRunner:
         """One message of the daemon."""
         match message["op"]:
             case "hello":
-                self.out.append({"op": "known", "jobs": [dict(job) for job in self.jobs.values()]})
+                self.out.append({"op": "known", "version": __version__, "jobs": [dict(job) for job in self.jobs.values()]})
             case "start":
                 key = (message["id"], message["attempt"])
                 assert key not in self.jobs, f"started twice: {key}"

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import spoolq
 from tests.cluster import Cluster
 
 
@@ -158,6 +161,32 @@ def test_sigterm_leaves_jobs_and_the_next_daemon_takes_over(cluster: Cluster):
     cluster.node()
 
     check_fifty(cluster, codes)
+
+
+def test_upgrade_of_all_under_fifty_jobs(cluster: Cluster):
+    """A newer version, installed elsewhere, is started: it takes over, and the family becomes the new program in place."""
+    node = cluster.node()
+    codes = fifty(cluster)
+    pids = cluster.family()
+    newer = f"{cluster.base}/newer"
+    shutil.copytree(Path(spoolq.__file__).parent, f"{newer}/spoolq", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(f"{newer}/spoolq/__init__.py", "w") as file:
+        file.write('"""A newer version."""\n\n__version__ = "99.0"\n')
+    node.terminate()
+    node.wait()
+    cluster.node(path=newer)
+    assert "99.0" == cluster.facts("n1")["version"]
+    for pid in (*pids["runner"], *pids["watch"]):
+        cluster.until(lambda pid=pid: newer in program(pid), f"{pid} runs the new program")
+
+    check_fifty(cluster, codes)
+    assert [] == [line for line in cluster.log().splitlines() if "rror" in line]
+
+
+def program(pid: int) -> str:
+    """What a process was executed with."""
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read()
 
 
 def test_two_daemons_race_for_two_thousand_jobs(cluster: Cluster):
