@@ -27,35 +27,49 @@ log = logging.getLogger("spoolq")
 
 BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
 SCAN_LIMIT = 1000  # waiting entries looked at in one pass
-WINDOW = 32  # of them considered first: with many alike, what fits is found there
+AHEAD = 8  # jobs whose homes are read before their turn
+WINDOW = 16  # of them considered first: with many alike, what fits is found there
 REASONS = 20  # blocked jobs that get a why file in one pass
-EXPLAIN_S, WHY_S = 1.0, 60.0  # between passes that explain; a why file changes at most so often
+EXPLAIN_S, FULL_EXPLAIN_S, WHY_S = 1.0, 10.0, 60.0  # between passes that explain; between changes of a why file
 
 
 def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not daemon.has_room():
+        if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
+            explain(daemon, admit(daemon, look_at_queue(daemon, REASONS), REASONS), now)
         return
     if now >= daemon.due_at("queue"):
         daemon.candidates = look_at_queue(daemon)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
     while daemon.candidates and daemon.has_room():
-        plan = admit(daemon, daemon.candidates[:WINDOW], 0)
+        looked_at = daemon.candidates[:WINDOW]
+        plan = admit(daemon, looked_at, 0)
         if not plan.start:
-            plan = admit(daemon, daemon.candidates, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
+            looked_at = daemon.candidates
+            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
             explain(daemon, plan, now)
         if not plan.start:
             daemon.candidates = []  # nothing of this listing fits: look again at the next poll
+            break
         start = {(entry.id, entry.chunk) for entry in plan.start}
-        chosen = [at for at in daemon.candidates if (at.entry.id, at.entry.chunk) in start]
         # taken out first, so that also after an error no claim is tried twice
-        daemon.candidates = [at for at in daemon.candidates if (at.entry.id, at.entry.chunk) not in start]
-        for at in chosen:
-            daemon.last_work = now
-            if start_one(daemon, at) is Answer.UNKNOWN:
-                return
+        left = [at for at in looked_at if (at.entry.id, at.entry.chunk) not in start]
+        daemon.candidates = left + daemon.candidates[len(looked_at) :]
+        for at in looked_at:
+            if (at.entry.id, at.entry.chunk) in start:
+                daemon.last_work = now
+                if start_one(daemon, at) is Answer.UNKNOWN:
+                    return
     daemon.looked = daemon.looked or not daemon.candidates
+
+
+def prepare_ahead(daemon: "Daemon") -> None:
+    """Read the homes of the jobs that come next, while there is nothing else to do; nothing is claimed."""
+    for at in daemon.candidates[:AHEAD]:
+        with contextlib.suppress(OSError):
+            daemon.launcher.prepare(at.entry)
 
 
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
@@ -70,14 +84,14 @@ def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.
     return schedule.admit([at.entry for at in candidates], view.free, view, condition, reasons)
 
 
-def look_at_queue(daemon: "Daemon") -> list[Placed]:
-    """A fresh listing of the first SCAN_LIMIT waiting entries."""
+def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
+    """A fresh listing of the first waiting entries."""
     found = []
     ours = daemon.live.keys() | {item.at.entry.id for item in daemon.ended}
     for at in daemon.spool.waiting():
         if at.entry.id not in ours:  # an earlier attempt of it may still be
             found.append(at)
-        if len(found) >= SCAN_LIMIT:
+        if len(found) >= most:
             break
     return found
 

@@ -131,6 +131,7 @@ class Daemon:
                 self.pause(1.0)
             if self.finished():
                 break
+            claim.prepare_ahead(self)
             self.pause(self._timeout())
         return self.close()
 
