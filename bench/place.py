@@ -55,6 +55,8 @@ class Home:
         self.dir = self.scratch.new(self.name)
         xdg = {f"XDG_{kind}_HOME": f"{self.dir}/xdg" for kind in ("CONFIG", "STATE", "CACHE", "DATA")}
         self.env = {**os.environ, **xdg, "HOME": self.dir, "TMPDIR": f"{self.dir}/out"}
+        # Users' Pythons keep what they compiled; without that each start of a command would be timed compiling.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def sh(self, script: str, limit_s: float = 300) -> float:
         """Run a shell text inside the family: its wall time in seconds."""

@@ -4,6 +4,7 @@ spoolq itself behind the verbs of `peers.Peer`, and the few things that only it 
 Speaks to it only by its command line and by the plain files of its spool, as a user would.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -156,10 +157,11 @@ class Spoolq:
         reference = [self.interpreter(), "-c", "import argparse, json"]
         own = [*self.command, "--spool", self.spool, "sub", *shlex.split(self._asks()), TRUE]
         pairs: dict[str, list[tuple[float, float]]] = {"sub": [], "reference": []}
-        for _ in range(n):
-            for label, argv in (("sub", own), ("reference", reference)):
-                cost = timed(argv, self.home.env)
-                pairs[label].append((cost.wall_s, cost.cpu_s))
+        with contextlib.chdir(self.home.dir):  # `python -m` would import the package of a checkout it stands in
+            for _ in range(n):
+                for label, argv in (("sub", own), ("reference", reference)):
+                    cost = timed(argv, self.home.env)
+                    pairs[label].append((cost.wall_s, cost.cpu_s))
         return pairs
 
     def interpreter(self) -> str:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from spoolq.entry import RERUNS
 from spoolq.errors import JobFileError, Misconfigured, UsageError
-from spoolq.job import Job
 from spoolq.options import MOST, MOST_SECONDS, did_you_mean
 from spoolq.resources import CPUS, MEM, NAME, UNIT, Amounts, parse_amount, parse_mb, parse_seconds
 
@@ -143,15 +142,12 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
     Key("policy", "time_factor", _number(1, 100), 1.0, "enforced time = declared x this"),
-    Key("policy", "output_mode", _choice("spool", "local"), "spool", "where jobs write: spool (seen live) or local"),
     Key("limits", "settle_s", _number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", _number(0, 86400), 10, "from SIGTERM to SIGKILL"),
     Key("limits", "beat_s", _number(0.05, 86400), 20, "between heartbeats of a node"),
     Key("limits", "fence_s", _number(0.1), 900, "a node without a good beat for so long stops its rerun jobs"),
     Key("limits", "dead_s", _number(0.1), 1200, "a node silent for so long counts as dead"),
     Key("limits", "min_free_mb", lambda mb: int(_number(0)(mb)), 100, "refuse jobs when the spool has less room"),
-    Key("limits", "keep_days", _number(0), 30, "remove jobs that succeeded after so long"),
-    Key("limits", "keep_failed_days", _number(0), 90, "remove other jobs after so long"),
 )
 _TOP = ("format", "uuid", "name")
 SETTINGS = (
@@ -181,28 +177,18 @@ class Policy(NamedTuple):
     drop_any_owner: bool
     mem_factor: float
     time_factor: float
-    output_mode: str
     settle_s: float
     grace_s: float
     beat_s: float
     fence_s: float
     dead_s: float
     min_free_mb: int
-    keep_days: float
-    keep_failed_days: float
     in_force: tuple[Setting, ...] = ()
 
     def job_fields(self) -> dict[str, Any]:
         """Fields of a job that does not say: the base of `options.apply`."""
         wants = {CPUS: self.default_cpus, MEM: self.default_mem}
         return {"wants": wants, "limit_s": self.default_time_s, "rerun": self.default_rerun}
-
-    def apply_defaults(self, job: Job) -> Job:
-        """The same for a job that was made without: what its user declared stays."""
-        fields = self.job_fields()
-        missing = {name: amount for name, amount in fields.pop("wants").items() if name not in job.declared}
-        rest = {f: v for f, v in fields.items() if ("time" if f == "limit_s" else f) not in job.declared}
-        return job._replace(wants={**job.wants, **missing}, **rest)
 
 
 class Settings(NamedTuple):

@@ -29,7 +29,7 @@ class Finished:
     """
     One attempt that ended and is on its way into the spool.
 
-    `ended` has the keys of `job.Ended`; `outputs` are descriptors to sync and close; `late` says that
+    `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
     somebody else decided about the job meanwhile.
     """
 

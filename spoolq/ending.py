@@ -1,7 +1,7 @@
 """
 The line that says how a job ended: built once, sent to the daemon and written to the journal as it is.
 
-Invariant: it is JSON whose `ended` has the keys of `job.Ended`; absent facts are null.
+Invariant: it is JSON; absent facts are null.
 """
 
 from typing import NamedTuple

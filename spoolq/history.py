@@ -129,11 +129,6 @@ def _like(record: Record, key: str, patterns: Collection[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(_text(record, key), pattern) for pattern in patterns)
 
 
-def known_state(word: str) -> bool:
-    """Whether a word or code names a state, so that a misspelt one can be refused."""
-    return word.upper() in _STATES or word.upper() in _CODES
-
-
 def efficiency(record: Record) -> tuple[float | None, float | None]:
     """(cpu, memory) used / reserved of one attempt, or None where unknown; above 1 if not enforced."""
     held, used = _held_cpu_s(record), _cpu_s(record)

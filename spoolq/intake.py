@@ -221,8 +221,7 @@ class Intake:
             pairs, _ = jobfile.parse_script(data, name)
             return options.to_job(pairs, (), self.base, script=True), data
         if name.endswith((".toml", ".job")) or b"command" in data or b"script" in data:
-            asked = jobfile.parse_request(data, name)
-            return options.to_job(asked.pairs, asked.command, self.base, script=asked.script is not None), asked.script
+            return jobfile.parse_job(data, name, self.base)
         hint = "name it *.sh or *.toml"
         raise JobFileError(
             f"is neither a script (#! first) nor a TOML job file (command = ...); {hint}", file=name

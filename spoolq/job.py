@@ -1,19 +1,17 @@
 """
-What a job is: the request of a user, complete and valid, and how it ended.
+What a job is: the request of a user, complete and valid.
 
 Invariant: values are frozen and a constructed `Job` is valid; an id can never act as a path.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from spoolq.entry import HOMES, Entry, label_of, rank_of
 from spoolq.errors import UsageError
 from spoolq.resources import CPUS, MEM, UNIT, Amounts
 
 DEFAULT_WANTS: Amounts = {CPUS: UNIT, MEM: 1000 * UNIT}  # asking for nothing: 1 cpu, 1000 MB
-_NOTHING: Mapping[str, Any] = {}
 _ID = re.compile(r"[1-9]\d{0,11}")
 
 RESULT_KEYS = (  # noqa: SIM905
@@ -73,25 +71,6 @@ class Job(NamedTuple):
             more=bool(self.nodelist or self.exclude),
             label=label_of(self.name),
         )
-
-
-class Ended(NamedTuple):
-    """
-    How one attempt ended, as the runner saw it; the first half of a result.
-
-    Times are seconds since the epoch (wall clock of the node, only ever printed) and seconds.
-    `reason` is empty, or one of `timeout oom cancelled lost launch` with `detail` in words.
-    """
-
-    exit_code: int | None
-    signal: int | None
-    reason: str = ""
-    detail: str = ""
-    started: float | None = None
-    ended: float | None = None
-    wall_s: float = 0.0
-    rusage: Mapping[str, Any] = _NOTHING
-    measured_by: str = "wait4"
 
 
 def parse_id(text: str) -> int:

@@ -65,11 +65,11 @@ class Request(NamedTuple):
     warnings: list[str]
 
 
-def parse_job(data: bytes, file: str) -> tuple[Job, bytes | None]:
-    """The job and the script in a job file that a user wrote; see `parse_request`."""
+def parse_job(data: bytes, file: str, base: Mapping[str, Any] | None = None) -> tuple[Job, bytes | None]:
+    """The job and the script in a job file that a user wrote; `base` has fields of a job that does not say."""
     request = parse_request(data, file)
     try:
-        return options.to_job(request.pairs, request.command, script=request.script is not None), request.script
+        return options.to_job(request.pairs, request.command, base, script=request.script is not None), request.script
     except UsageError as error:
         raise JobFileError(str(error), file=file) from None
 

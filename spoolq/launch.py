@@ -19,7 +19,7 @@ from spoolq.config import Policy
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
-from spoolq.resources import CPUS, MEM, UNIT
+from spoolq.resources import MEM, UNIT
 from spoolq.spool import Spool
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
@@ -186,8 +186,3 @@ def base_environment() -> dict[str, str]:
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": os.environ.get("LANG", "C.UTF-8"),
     }
-
-
-def cpus_of(entry: Entry) -> float:
-    """Cpus asked for."""
-    return entry.wants.get(CPUS, 0) / UNIT

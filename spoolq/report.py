@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolq.entry import HELD, RERUN_WORDS, Entry
-from spoolq.history import Record, Summary, efficiency
+from spoolq.history import Record, efficiency
 from spoolq.resources import CPUS, MEM, UNIT, add, show_amount, show_mb, show_seconds
 from spoolq.schedule import NodeView, Reason
 from spoolq.state import State
@@ -340,19 +340,6 @@ def _record_cells(record: Record) -> list[Cell]:
 def share(part: float | None) -> str:
     """`87%`, or `-` for what is not known."""
     return "-" if part is None else f"{100 * part:.0f}%"
-
-
-def summary_lines(summary: Summary) -> list[str]:
-    """The end of `hist`: counts, hours, efficiency."""
-    return detail_lines(
-        {
-            "jobs": summary.jobs,
-            "attempts": summary.attempts,
-            "states": ", ".join(f"{count} {state}" for state, count in summary.states.items()) or None,
-            "cpu hours": f"{summary.cpu_hours:.2f} used of {summary.held_cpu_s / 3600:.2f} reserved",
-            "efficiency": f"cpu {share(summary.cpu_efficiency)}, memory {share(summary.mem_efficiency)}",
-        }
-    )
 
 
 # --- one job, doctor

@@ -72,7 +72,7 @@ def facts(
 
     Args:
         entry: of the attempt: its id, attempt and amounts.
-        ended: the fields of `job.Ended`; `rusage` has the names in RUSAGE_KEYS.
+        ended: what the runner says of the end (see `ending`); `rusage` has the names in RUSAGE_KEYS.
         ending: the word in the entry's name, see `ending_word`.
         node: where it ran, or None if it never did.
     """

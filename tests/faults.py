@@ -13,8 +13,7 @@ from spoolq import fsops
 
 # what touches the file system; the rest (path joins, constants) passes through uncounted
 CALLS = frozenset(
-    "open write read close fsync rename link symlink readlink mkdir makedirs rmdir unlink listdir lstat fstat "
-    "utime statvfs".split()
+    ["open", "write", "read", "close", "fsync", "rename", "link", "symlink", "readlink", "mkdir", "makedirs", "rmdir", "unlink", "listdir", "lstat", "fstat", "utime", "statvfs"]
 )
 
 

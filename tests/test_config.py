@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from spoolq import config
 from spoolq.errors import Misconfigured
-from spoolq.job import Job
 
 HEAD = 'format = 1\nuuid = "1-2"\nname = "lab"\n'
 
@@ -44,30 +43,23 @@ def test_defaults():
         "certain",
     )
     assert (found.settle_s, found.grace_s, found.beat_s, found.fence_s, found.dead_s) == (10, 10, 20, 900, 1200)
-    assert (found.keep_days, found.keep_failed_days, found.mem_factor, found.time_factor) == (30, 90, 1, 1)
-    assert (found.enforce_default_mem, found.drop_any_owner, found.output_mode) == (False, False, "spool")
+    assert (found.min_free_mb, found.mem_factor, found.time_factor) == (100, 1, 1)
+    assert (found.enforce_default_mem, found.drop_any_owner) == (False, False)
 
 
 def test_values_know_where_they_were_said():
-    found = policy('[policy]\ndefault_mem = "2G"\ndefault_time = 60\n[limits]\n\nkeep_days = 7\n')
-    assert (found.default_mem, found.default_time_s, found.keep_days) == (2048_000, 3600, 7)
+    found = policy('[policy]\ndefault_mem = "2G"\ndefault_time = 60\n[limits]\n\nmin_free_mb = 7\n')
+    assert (found.default_mem, found.default_time_s, found.min_free_mb) == (2048_000, 3600, 7)
     said = {setting.key: setting[1:] for setting in found.in_force}
     assert said["policy.default_mem"] == ('"2G"', "spool.toml:5")
-    assert said["limits.keep_days"] == ("7", "spool.toml:9")
+    assert said["limits.min_free_mb"] == ("7", "spool.toml:9")
     assert said["limits.beat_s"] == ("20", "default")
     assert said["policy.default_time"] == ("60", "spool.toml:6")
 
 
-def test_policy_is_the_base_of_a_job_and_what_the_user_declared_stays():
+def test_policy_is_the_base_of_a_job():
     found = policy('[policy]\ndefault_cpus = 2\ndefault_mem = 50\ndefault_time = 1\ndefault_rerun = "yes"\n')
     assert found.job_fields() == {"wants": {"cpus": 2000, "mem": 50_000}, "limit_s": 60, "rerun": "yes"}
-    silent = Job(command=("true",))
-    job = found.apply_defaults(silent)
-    assert (job.wants, job.limit_s, job.rerun) == ({"cpus": 2000, "mem": 50_000}, 60, "yes")
-    loud = silent._replace(
-        declared=frozenset(("cpus", "mem", "time", "rerun", "gpu")), wants={**silent.wants, "gpu": 1000}
-    )
-    assert found.apply_defaults(loud) == loud
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,6 @@ def test_groups():
     assert [*history.grouped([record(1)], lambda r: r["ended"][:10])] == ["2025-03-02"]
 
 
-def test_words_of_states():
-    assert history.known_state("oom")
-    assert history.known_state("timeout")
-    assert not history.known_state("finished")
-
-
 def test_times():
     assert datetime(2025, 3, 1, tzinfo=UTC) == history.parse_time("2025-03-01T00:00:00Z")
     assert datetime(2025, 3, 1, tzinfo=UTC) == history.parse_time("2025-03-01")

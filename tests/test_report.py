@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolq.entry import Entry
-from spoolq.history import summarise
 from spoolq.report import (
     COLOURS,
     Column,
@@ -26,7 +25,6 @@ from spoolq.report import (
     node_lines,
     paint,
     show,
-    summary_lines,
     table,
     to_json,
 )
@@ -245,7 +243,6 @@ def test_history():
     lines = history_lines([record, killed])
     assert lines[1].split() == ["1", "2", "x", "anna", "FAILED", "3", "1:40", "50%", "50%", "n1", "T"]
     assert lines[2].split() == ["2", "1", "-", "-", "FAILED", "sig", "9", "-", "-", "-", "-", "-"]
-    assert "efficiency: cpu 50%, memory 50%" in summary_lines(summarise([record]))
 
 
 @given(

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from spoolq import result
 from spoolq.errors import Misconfigured
-from spoolq.job import RESULT_KEYS, Ended, Job
+from spoolq.job import RESULT_KEYS, Job
 
 JOB = Job(command=("make", "-j4"), name="build", user="anna", wants={"cpus": 500, "mem": 3072_000})
 ENTRY = JOB.entry(42)
 RUSAGE = {key: 1.5 if key.endswith("_s") else 7 for key in result.RUSAGE_KEYS}
-ENDED = Ended(exit_code=0, signal=None, started=0.0, ended=1714566000.5, wall_s=2.0000000001, rusage=RUSAGE)._asdict()
+ENDED = {"exit_code": 0, "signal": None, "started": 0.0, "ended": 1714566000.5, "wall_s": 2.0000000001}
+ENDED |= {"rusage": RUSAGE, "measured_by": "wait4"}
 NUMBERS = st.one_of(st.none(), st.integers(0, 10**12), st.floats(0, 1e9))
 
 
