@@ -9,6 +9,7 @@ the claim"), and nothing is claimed that an earlier attempt on this node still h
 """
 
 import contextlib
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -37,7 +38,9 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not daemon.has_room():
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
-            explain(daemon, admit(daemon, look_at_queue(daemon, REASONS), REASONS), now)
+            waiting = look_at_queue(daemon, REASONS)
+            explain(daemon, admit(daemon, waiting, REASONS), now)
+            daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
         daemon.candidates = look_at_queue(daemon)
@@ -51,8 +54,9 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
             plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
             explain(daemon, plan, now)
         if not plan.start:
+            daemon.looked = daemon.limits.once or not any(could_ever(daemon, at) for at in looked_at)
             daemon.candidates = []  # nothing of this listing fits: look again at the next poll
-            break
+            return
         start = {(entry.id, entry.chunk) for entry in plan.start}
         # taken out first, so that also after an error no claim is tried twice
         left = [at for at in looked_at if (at.entry.id, at.entry.chunk) not in start]
@@ -65,6 +69,18 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     daemon.looked = daemon.looked or not daemon.candidates
 
 
+def could_ever(daemon: "Daemon", at: Placed) -> bool:
+    """Whether a job could start here if nothing else used this machine; if so, `--idle-exit` waits for it."""
+    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity)
+    return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
+
+
+def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions:
+    """What the name does not say: node patterns, and whether the working directory exists here."""
+    ready = daemon.launcher.prepare(entry)
+    return schedule.Conditions(nodelist=ready.job.nodelist, exclude=ready.job.exclude, missing=ready.missing)
+
+
 def prepare_ahead(daemon: "Daemon") -> None:
     """Read the homes of the jobs that come next, while there is nothing else to do; nothing is claimed."""
     for at in daemon.candidates[:AHEAD]:
@@ -74,14 +90,9 @@ def prepare_ahead(daemon: "Daemon") -> None:
 
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
     """What of some candidates may start now."""
-
-    def condition(entry: Entry) -> schedule.Conditions:
-        ready = daemon.launcher.prepare(entry)
-        job = ready.job
-        return schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, missing=ready.missing)
-
     view = daemon.view()
-    return schedule.admit([at.entry for at in candidates], view.free, view, condition, reasons)
+    entries = [at.entry for at in candidates]
+    return schedule.admit(entries, view.free, view, functools.partial(conditions, daemon), reasons)
 
 
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:

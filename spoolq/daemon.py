@@ -85,7 +85,7 @@ class Daemon:
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
         self.family = Family.connect(state_dir)
-        self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(node), host.Meter()
+        self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []

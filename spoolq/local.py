@@ -80,9 +80,9 @@ class Scratch:
     (measured: 46 us become 616 us after 4,000 deletes), so an empty one is handed to the next job.
     """
 
-    def __init__(self, node: str) -> None:
-        """Under $TMPDIR; directories of an earlier daemon are found again by `adopt`."""
-        self.top = os.path.join(tempfile.gettempdir(), f"spoolq-{os.getuid()}-{node}")
+    def __init__(self, state_dir: str) -> None:
+        """Under $TMPDIR, one top per node and spool; directories of an earlier daemon are found again by `adopt`."""
+        self.top = os.path.join(tempfile.gettempdir(), f"spoolq-{os.getuid()}-{os.path.basename(state_dir)}")
         os.makedirs(self.top, mode=0o700, exist_ok=True)
         facts = os.lstat(self.top)
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():

@@ -386,3 +386,15 @@ def test_ctrl_c_of_run_kills_the_job(cluster: Cluster):
     assert "CANCELLED" == cluster.result(1)["state"]
     pid = int(read(mark))
     cluster.until(lambda: not os.path.exists(f"/proc/{pid}") or state(pid) == "Z", "the job is gone")
+
+
+def test_idle_exit_waits_for_what_could_start_here_and_for_nothing_else(cluster: Cluster):
+    """A job that other load keeps waiting is still something to do; one that is too big for this node is not."""
+    mark = f"{cluster.base}/m"
+    first = cluster.sub("-c", "2", "sh", "-c", f"touch {mark}; sleep 1")
+    second = cluster.sub("-c", "2", "true")
+    big = cluster.sub("-c", "64", "true")
+    node = cluster.node("n1", 2, "--idle-exit", "0")
+    node.wait(timeout=60)
+
+    assert ["done", "done", "queue"] == [cluster.place(job) for job in (first, second, big)]
