@@ -342,7 +342,7 @@ class Daemon:
 
     def measure(self) -> None:
         """Ask the runner what the jobs use; the answer comes as a message."""
-        if self.measured and (self.live or self.due("measure idle", host.boottime(), 4 * MEASURE_S)):
+        if self.measured and (self.live or self.due("measure idle", host.boottime(), 2 * MEASURE_S)):
             self.family.send({"op": "usage"})
 
     def take_usage(self, message: dict[str, Any]) -> None:

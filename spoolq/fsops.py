@@ -16,6 +16,7 @@ import os
 import stat
 from enum import Enum
 
+PIECE = 1 << 20  # bytes read at once: os.read allocates what it is asked for, however short the file
 TRIES = 3  # reopen a directory this often on ESTALE before believing it (filelock PR 669)
 _counter = itertools.count()
 
@@ -208,7 +209,7 @@ def read(path: str, limit: int = 1 << 20) -> bytes | None:
 
 def _read_all(fd: int, most: int) -> bytes:
     parts, size = [], 0
-    while size < most and (part := os.read(fd, most - size)):
+    while size < most and (part := os.read(fd, min(most - size, PIECE))):
         parts.append(part)
         size += len(part)
     return b"".join(parts)

@@ -76,12 +76,12 @@ class Cluster:
         )
 
     def node(
-        self, name: str = "n1", cpus: int = 2, *words: str, path: str | None = None
+        self, name: str = "n1", cpus: int = 2, *words: str, path: str | None = None, mem: str = "900G"
     ) -> subprocess.Popen[bytes]:
         """A node in the background, up and beating; `path` is where another version of the package lies."""
         with open(f"{self.base}/{name}.log", "ab") as log:
             node = subprocess.Popen(
-                [sys.executable, "-m", "spoolq", "node", "--name", name, "--cpus", str(cpus), "--mem", "900G", *words],
+                [sys.executable, "-m", "spoolq", "node", "--name", name, "--cpus", str(cpus), "--mem", mem, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

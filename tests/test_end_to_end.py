@@ -341,10 +341,31 @@ def read(path: str) -> str:
         return ""
 
 
-def test_measured_load_blocks_and_more_than_the_machine_does_not(cluster: Cluster):
+def test_more_than_the_machine_has_is_lent_with_a_warning(cluster: Cluster):
     node = cluster.node("n1", 2, "--once")
     assert 0 == node.wait(timeout=60)
     assert "measured load does not count" in cluster.log()
+
+
+def test_foreign_load_keeps_a_job_waiting_with_the_reason(cluster: Cluster):
+    """What runs outside spoolq counts: nothing is declared here, and still a whole-machine job waits."""
+    cpus = len(os.sched_getaffinity(0))
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cpus)]
+    try:
+        cluster.policy(beat_s=1, grace_s=1, min_free_mb=1)
+        cluster.node("n1", cpus, mem="500")
+        cluster.until(
+            lambda: ((cluster.facts("n1").get("measured") or {}).get("foreign_cpus") or 0) > cpus / 2, "load is seen"
+        )
+        job = cluster.sub("-c", str(cpus), "-m", "1", "true")
+        why = cluster.until(lambda: (w := cluster.ok("why", str(job))) and "MeasuredLoad" in w and w, "the reason")
+        assert "queue" == cluster.place(job), why
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    # this machine may be busy with other things too, so it need not become idle; less loaded it does
+    cluster.until(lambda: cluster.facts("n1")["measured"]["foreign_cpus"] < cpus * 0.75, "the load is gone")
 
 
 def test_priority_order(cluster: Cluster):

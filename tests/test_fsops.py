@@ -109,6 +109,23 @@ def test_a_file_that_is_too_long_is_refused(tmp_path):
     assert errno.EFBIG == caught.value.errno
 
 
+def test_a_large_limit_costs_no_memory_and_long_files_come_whole(tmp_path, monkeypatch):
+    # real NFS, nodes with 256 MB: `hist` ended in MemoryError, since os.read allocates what it is asked for
+    path = tmp_path / "x"
+    data = os.urandom(3 << 20) + b"end"
+    path.write_bytes(data)
+    asked = []
+
+    def read(fd, count):
+        asked.append(count)
+        return real(fd, count)
+
+    real = os.read
+    monkeypatch.setattr(fsops.os, "read", read)
+    assert data == fsops.read(str(path), 1 << 28)
+    assert max(asked) <= 1 << 20
+
+
 def test_absent_is_none_and_empty(tmp_path):
     assert fsops.read(str(tmp_path / "no")) is None
     assert [] == fsops.names(str(tmp_path / "no"))
