@@ -9,6 +9,7 @@ the claim"), and nothing is claimed that an earlier attempt on this node still h
 """
 
 import contextlib
+import errno
 import functools
 import logging
 import time
@@ -23,6 +24,11 @@ from spoolq.spool import Placed
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon, Live
+
+# the spool or the machine is short of something: the job waits, here or for another node
+NOT_THE_JOBS_FAULT = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
+)
 
 log = logging.getLogger("spoolq")
 
@@ -135,13 +141,28 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(entry, ready.job))
     except OSError as error:
-        fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
+        if error.errno in NOT_THE_JOBS_FAULT:
+            release(daemon, live, f"outputs: {error.strerror}")
+        else:
+            fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
         return
-    live.scratch = daemon.scratch.take()
-    message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy)
+    try:
+        live.scratch = daemon.scratch.take()
+        message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy)
+    except OSError as error:
+        release(daemon, live, f"scratch directory: {error.strerror}")
+        return
     message["until"] = began + daemon.policy.fence_s
     daemon.family.send(message, live.outputs)
     daemon.launcher.forget(entry.id)
+
+
+def release(daemon: "Daemon", live: "Live", why: str) -> None:
+    """Give a claim back that this node cannot start for reasons of its own, and claim no more until the next beat."""
+    log.warning("gave back job=%d why=%s", live.at.entry.id, why)
+    daemon.presence.full = True
+    daemon.drop_live(live)
+    daemon.spool.give_back(live.at)
 
 
 def fail(daemon: "Daemon", live: "Live", why: str) -> None:

@@ -289,6 +289,7 @@ class Daemon:
         self.live.pop(live.at.entry.id, None)
         for fd in live.outputs:
             os.close(fd)
+        live.outputs = ()
         if live.scratch:
             self.scratch.give_back(live.scratch)
 
