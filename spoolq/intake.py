@@ -223,6 +223,4 @@ class Intake:
         if name.endswith((".toml", ".job")) or b"command" in data or b"script" in data:
             return jobfile.parse_job(data, name, self.base)
         hint = "name it *.sh or *.toml"
-        raise JobFileError(
-            f"is neither a script (#! first) nor a TOML job file (command = ...); {hint}", file=name
-        )
+        raise JobFileError(f"is neither a script (#! first) nor a TOML job file (command = ...); {hint}", file=name)

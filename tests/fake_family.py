@@ -34,7 +34,9 @@ class FakeRunner:
         """One message of the daemon."""
         match message["op"]:
             case "hello":
-                self.out.append({"op": "known", "version": __version__, "jobs": [dict(job) for job in self.jobs.values()]})
+                self.out.append(
+                    {"op": "known", "version": __version__, "jobs": [dict(job) for job in self.jobs.values()]}
+                )
             case "start":
                 key = (message["id"], message["attempt"])
                 assert key not in self.jobs, f"started twice: {key}"

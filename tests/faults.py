@@ -13,7 +13,26 @@ from spoolq import fsops
 
 # what touches the file system; the rest (path joins, constants) passes through uncounted
 CALLS = frozenset(
-    ["open", "write", "read", "close", "fsync", "rename", "link", "symlink", "readlink", "mkdir", "makedirs", "rmdir", "unlink", "listdir", "lstat", "fstat", "utime", "statvfs"]
+    [
+        "open",
+        "write",
+        "read",
+        "close",
+        "fsync",
+        "rename",
+        "link",
+        "symlink",
+        "readlink",
+        "mkdir",
+        "makedirs",
+        "rmdir",
+        "unlink",
+        "listdir",
+        "lstat",
+        "fstat",
+        "utime",
+        "statvfs",
+    ]
 )
 
 

@@ -15,14 +15,47 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
-    ["entry", "environment", "errors", "history", "job", "jobfile", "lease", "options", "report", "resources", "result", "runs", "schedule", "state"]
+    [
+        "entry",
+        "environment",
+        "errors",
+        "history",
+        "job",
+        "jobfile",
+        "lease",
+        "options",
+        "report",
+        "resources",
+        "result",
+        "runs",
+        "schedule",
+        "state",
+    ]
 )
-FORBIDDEN_IN_PURE = frozenset(["os", "time", "random", "socket", "subprocess", "logging", "shutil", "select", "signal", "pathlib", "tempfile"])
+FORBIDDEN_IN_PURE = frozenset(
+    ["os", "time", "random", "socket", "subprocess", "logging", "shutil", "select", "signal", "pathlib", "tempfile"]
+)
 # the runner and those who watch it: they must work while the spool hangs
-FAMILY = frozenset(["adopted", "ending", "enforce", "kin", "orders", "runner", "runs", "spawn", "supervise", "takeover", "watch"])
+FAMILY = frozenset(
+    ["adopted", "ending", "enforce", "kin", "orders", "runner", "runs", "spawn", "supervise", "takeover", "watch"]
+)
 # only these make system calls on the spool, through fsops
 TOUCH_THE_SPOOL = frozenset(
-    ["amend", "claim", "deliver", "doctor", "home", "intake", "launch", "presence", "recover", "show", "spool", "steer", "trial"]
+    [
+        "amend",
+        "claim",
+        "deliver",
+        "doctor",
+        "home",
+        "intake",
+        "launch",
+        "presence",
+        "recover",
+        "show",
+        "spool",
+        "steer",
+        "trial",
+    ]
 )
 
 
@@ -110,7 +143,9 @@ def test_only_fsops_renames_links_or_syncs_on_the_spool():
         assert path.stem in local | {"fsops", "trial"} or not made, (path.stem, made)
 
 
-HEAVY = frozenset(["argparse", "asyncio", "dataclasses", "filelock", "psutil", "rich", "subprocess", "tomllib", "watchdog"])
+HEAVY = frozenset(
+    ["argparse", "asyncio", "dataclasses", "filelock", "psutil", "rich", "subprocess", "tomllib", "watchdog"]
+)
 
 
 @pytest.mark.parametrize("command", ["sub", "wait"])

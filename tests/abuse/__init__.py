@@ -1,0 +1,1 @@
+"""Hostile words, files, names and jobs."""
