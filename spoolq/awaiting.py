@@ -78,7 +78,7 @@ def wait(argv: Sequence[str]) -> int:
 
 def ids_of(spool: Spool, words: Sequence[str]) -> list[int]:
     """The ids that words mean; plain numbers need no look at the spool."""
-    parts = [part for word in words for part in word.split(",") if part]
+    parts = [part for word in words for part in word.split(",") if part or not word.strip(",")]
     if all(part.isascii() and part.isdigit() for part in parts):
         from spoolq.job import parse_id
 

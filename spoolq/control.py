@@ -6,26 +6,45 @@ therefore harmless when repeated. One about a job that is no longer here is drop
 """
 
 import logging
+from signal import NSIG
 from typing import TYPE_CHECKING, Any
 
+from spoolq import home, host
 from spoolq.fsops import Answer
 from spoolq.resources import MEM, UNIT
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon, Live
 
+MOST = 1 << 40  # no id, MB or second is as large
+
 log = logging.getLogger("spoolq")
+
+FOLLOWED_S = 25.0  # that a request to follow holds; followers repeat theirs every `tail.ASK_S`
 
 
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     for name, request in daemon.spool.requests(daemon.node):
+        if not sound(request):
+            log.warning("request dropped name=%s: makes no sense", name)
+            daemon.spool.answered(daemon.node, name)
+            continue
         live = daemon.live.get(request.get("id", 0))
         if live is None or request.get("attempt", live.at.entry.attempt) != live.at.entry.attempt:
-            log.warning("request dropped name=%s: no such attempt here", name)
+            if request.get("verb") != "follow":
+                log.warning("request dropped name=%s: no such attempt here", name)
         elif not carry_out(daemon, live, request):
             continue  # not yet: it stays and is tried again
         daemon.spool.answered(daemon.node, name)
+
+
+def sound(request: dict[str, Any]) -> bool:
+    """Whether its numbers are such as commands write; anybody may put a file there."""
+    numbers = [request.get(key, 0) for key in ("id", "attempt", "signal", "mem_mb", "limit_s")]
+    if request.get("limit_s", 0) is None:
+        numbers.pop()  # unlimited
+    return all(type(number) is int and 0 <= number < MOST for number in numbers) and request.get("signal", 0) < NSIG
 
 
 def carry_out(daemon: "Daemon", live: "Live", request: dict[str, Any]) -> bool:
@@ -33,6 +52,9 @@ def carry_out(daemon: "Daemon", live: "Live", request: dict[str, Any]) -> bool:
     entry = live.at.entry
     message: dict[str, Any] = {"id": entry.id, "attempt": entry.attempt}
     verb = request.get("verb")
+    if verb == "follow":  # somebody on another machine reads the outputs, see `sync_followed`
+        live.followed_until = host.boottime() + FOLLOWED_S
+        return True
     log.info("request job=%d verb=%s", entry.id, verb)
     match verb:
         case "kill" | "requeue":
@@ -49,6 +71,13 @@ def carry_out(daemon: "Daemon", live: "Live", request: dict[str, Any]) -> bool:
         case _:
             log.warning("request unknown verb=%r", verb)
     return True
+
+
+def sync_followed(daemon: "Daemon", now: float) -> None:
+    """Sync outputs that somebody follows: on NFS, unsynced ones reach other machines about 30 s late."""
+    for live in daemon.live.values():
+        if now < live.followed_until:
+            home.sync_outputs(daemon.spool.root, live.at.entry.id)
 
 
 def edit(daemon: "Daemon", live: "Live", request: dict[str, Any], message: dict[str, Any]) -> bool:

@@ -46,6 +46,7 @@ class Live:
     scratch: str = ""
     requeue: bool = False
     rss_mb: int = 0
+    followed_until: float = 0.0  # s of CLOCK_BOOTTIME
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,6 +148,8 @@ class Daemon:
             self.deliver_ended()
         if self.due("control", now, 1.0):
             control.obey(self)
+        if self.due("followed", now, 1.0):
+            control.sync_followed(self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining and self.intake.step(time.monotonic()):
             self.last_work, self.looked, self.candidates = now, False, []
             self._due["queue"] = 0.0

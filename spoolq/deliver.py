@@ -80,7 +80,8 @@ def deliver(spool: Spool, node: str, items: Sequence[Finished]) -> list[Finished
         The items that are through (done, or late); the others stay and are tried again.
 
     Raises:
-        OSError: the spool refused or does not answer; nothing is lost, call again later.
+        OSError: the spool refused or does not answer; nothing is lost, call again later. What refuses
+            one item only does not keep back the others.
     """
     for item in items:
         _sync_outputs(item)
@@ -90,7 +91,17 @@ def deliver(spool: Spool, node: str, items: Sequence[Finished]) -> list[Finished
         spool.record(today(), node, [item.line for item in new])
         for item in new:
             item.recorded = True
-    return [item for item in items if _commit(spool, item)]
+    through: list[Finished] = []
+    refused: OSError | None = None
+    for item in items:
+        try:
+            if _commit(spool, item):
+                through.append(item)
+        except OSError as error:
+            refused = error
+    if refused and not through:
+        raise refused
+    return through
 
 
 def _sync_outputs(item: Finished) -> None:

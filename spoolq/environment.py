@@ -111,7 +111,7 @@ def parse_export(text: str) -> Export:
             names.append(name)
         elif name or equals or len(parts) == 1:
             hint = "all, none, NAME or NAME=VALUE; a comma in a value is written \\,"
-            raise UsageError(f"export: {part!r} is no variable ({hint})")
+            raise UsageError(f"export: {part[:40]!r} is no variable ({hint})")
     return Export(everything, tuple(names), values)
 
 

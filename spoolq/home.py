@@ -17,6 +17,7 @@ from spoolq.errors import JobFileError, TryAgain
 JOB_LIMIT = 64 << 10  # bytes of a job file
 ENV_LIMIT = 8 << 20  # bytes of an environment; Linux allows a quarter of the stack limit
 SCRIPT_LIMIT = 1 << 20
+MOST_DIGITS = 20  # of a number in a name
 RESULT_LIMIT = 64 << 10
 PRIVATE_ENTRY = ".entry"
 _LINK_TEXT = "../../{home}/job"  # all state directories have the same depth
@@ -27,11 +28,16 @@ def path_of(root: str, job_id: int) -> str:
     return f"{root}/jobs/{job_id // HOMES}/{job_id}"
 
 
+def is_number(name: str) -> bool:
+    """Whether a name is a number as we write them; `isdigit` alone also means digits of other scripts."""
+    return name.isascii() and name.isdigit() and len(name) < MOST_DIGITS
+
+
 def highest(root: str) -> int:
     """The highest id that has a home, 0 if none: one listing of jobs/ and one of its newest directory."""
-    groups = sorted((int(n) for n in fsops.names(f"{root}/jobs") if n.isdigit()), reverse=True)
+    groups = sorted((int(n) for n in fsops.names(f"{root}/jobs") if is_number(n)), reverse=True)
     for group in groups:
-        ids = [int(n) for n in fsops.names(f"{root}/jobs/{group}") if n.isdigit()]
+        ids = [int(n) for n in fsops.names(f"{root}/jobs/{group}") if is_number(n)]
         if ids:
             return max(ids)
     return 0
@@ -98,43 +104,54 @@ def discard(root: str, job_id: int) -> None:
 
 def read_job(root: str, job_id: int) -> bytes:
     """The job file; JobFileError if it is gone or no job file any more."""
-    path = f"{path_of(root, job_id)}/job"
+    return _needed(root, job_id, "job", JOB_LIMIT)
+
+
+def read_script(root: str, job_id: int) -> bytes:
+    """The copy of the script; JobFileError if it is gone or no file any more."""
+    return _needed(root, job_id, "script", SCRIPT_LIMIT)
+
+
+def read_env(root: str, job_id: int) -> bytes | None:
+    """The recorded environment, or None if the job has none of its own; JobFileError if it is no file any more."""
+    return _regular(f"{path_of(root, job_id)}/env", ENV_LIMIT)
+
+
+def _regular(path: str, limit: int) -> bytes | None:
     try:
-        data = fsops.read(path, JOB_LIMIT)
+        return fsops.read(path, limit)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.EFBIG):
             raise JobFileError(f"is {error.strerror}", file=path) from error
         raise
+
+
+def _needed(root: str, job_id: int, name: str, limit: int) -> bytes:
+    path = f"{path_of(root, job_id)}/{name}"
+    data = _regular(path, limit)
     if data is None:
         raise JobFileError("is gone: somebody removed it; submit the job again", file=path)
     return data
-
-
-def read_script(root: str, job_id: int) -> bytes:
-    """The copy of the script; JobFileError if it is gone."""
-    path = f"{path_of(root, job_id)}/script"
-    data = fsops.read(path, SCRIPT_LIMIT)
-    if data is None:
-        raise JobFileError("is gone: somebody removed it; submit the job again", file=path)
-    return data
-
-
-def read_env(root: str, job_id: int) -> bytes | None:
-    """The recorded environment, or None if the job has none of its own."""
-    return fsops.read(f"{path_of(root, job_id)}/env", ENV_LIMIT)
 
 
 def read_result(root: str, job_id: int) -> bytes | None:
-    """`result.json` as it is, or None. Looked for by listing, since a missing name is cached for up to 60 s."""
+    """
+    `result.json` as it is, or None, also if something else has its name (history has the result too).
+
+    Looked for by listing, since a missing name is cached for up to 60 s.
+    """
     path = path_of(root, job_id)
     if "result.json" not in fsops.names(path):
         return None
-    return fsops.read(f"{path}/result.json", RESULT_LIMIT)
+    try:
+        return _regular(f"{path}/result.json", RESULT_LIMIT)
+    except JobFileError:
+        return None
 
 
 def publish_result(root: str, job_id: int, data: bytes, *, sync: bool) -> None:
     """Make the result appear whole."""
-    fsops.publish(f"{path_of(root, job_id)}/result.json", data, sync=sync)
+    _publish(root, job_id, "result.json", data, sync=sync)
 
 
 def set_aside(root: str, job_id: int, attempt: int) -> None:
@@ -146,7 +163,19 @@ def set_aside(root: str, job_id: int, attempt: int) -> None:
 
 def keep_late(root: str, job_id: int, attempt: int, data: bytes) -> None:
     """A result that came after the decision: shown to the user, never authoritative."""
-    fsops.publish(f"{path_of(root, job_id)}/result.{attempt}.late.json", data)
+    _publish(root, job_id, f"result.{attempt}.late.json", data)
+
+
+def _publish(root: str, job_id: int, name: str, data: bytes, *, sync: bool = True) -> None:
+    # a home that somebody removed, or its job made unfit, keeps no result back: history has it too
+    path = path_of(root, job_id)
+    try:
+        fsops.publish(f"{path}/{name}", data, sync=sync)
+    except (NotADirectoryError, IsADirectoryError):
+        return
+    except FileNotFoundError:
+        if fsops.present(os.path.dirname(path), str(job_id)) is not False:
+            raise
 
 
 def write_why(root: str, job_id: int, node: str, line: str) -> None:
@@ -192,6 +221,13 @@ def _split_pattern(pattern: str) -> list[str]:
         parts += [literal, rest[0]]
         rest = rest[1:]
     return [*parts, rest]
+
+
+def sync_outputs(root: str, job_id: int) -> None:
+    """Let other machines see what the job has written so far; wherever -o and -e put it, a link leads there."""
+    for name in ("stdout", "stderr"):
+        with contextlib.suppress(OSError):  # there may be none; what fails is told when the job ends
+            fsops.sync_path(f"{path_of(root, job_id)}/{name}")
 
 
 def check_space(root: str, least_mb: int) -> None:

@@ -47,6 +47,15 @@ def quote(name: str) -> str:
     return text[:_MAX_QUOTED]
 
 
+def _owner() -> tuple[str, str]:
+    """The name and the home directory of this user, who may have neither."""
+    try:
+        known = pwd.getpwuid(os.getuid())
+    except KeyError:
+        return str(os.getuid()), "/"
+    return known.pw_name, known.pw_dir
+
+
 class Intake:
     """The admission of one node."""
 
@@ -183,6 +192,7 @@ class Intake:
             return
 
     def _reject(self, name: str, original: str, tag: str, why: str) -> None:
+        why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in why)  # it quotes the name, and people `cat` it
         target = f"{quote(original)}.{tag}"
         fsops.publish(f"{self.spool.root}/rejected/{target}.why", why.encode() + b"\n")
         fsops.move(self._admit(name), f"{self.spool.root}/rejected/{target}")
@@ -202,11 +212,11 @@ class Intake:
         if facts.st_uid != os.getuid() and not self.any_owner:
             raise JobFileError(f"belongs to user id {facts.st_uid}, and jobs here run as {os.getuid()}", file=name)
         job, script = self._parse_text(name, data)
-        owner = pwd.getpwuid(os.getuid())
+        owner, directory = _owner()
         stamp = environment.timestamp(time.time())
         job = job._replace(
-            user=owner.pw_name,
-            chdir=job.chdir if job.chdir != "/" else owner.pw_dir,
+            user=owner,
+            chdir=os.path.join(directory, job.chdir) if job.chdir != "/" else directory,
             name=job.name or name.rpartition(".")[0] or name,
             submitted=stamp,
             submit_host=self.node,

@@ -17,7 +17,7 @@ from typing import Any
 from spoolq import environment, fsops, home, host, jobfile
 from spoolq.config import Policy
 from spoolq.entry import Entry
-from spoolq.errors import JobFileError
+from spoolq.errors import JobFileError, Misconfigured
 from spoolq.job import Job
 from spoolq.resources import MEM, UNIT
 from spoolq.spool import Spool
@@ -84,10 +84,10 @@ class Launcher:
             job = jobfile.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
             packed = home.read_env(self.spool.root, entry.id)
             env = environment.shared(packed or b"", () if packed else self._base)
-        except JobFileError as error:
+            # the interpreter is run on the copy, so that a spool mounted noexec does not matter
+            interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
+        except (JobFileError, Misconfigured) as error:
             return Prepared(Job(command=("?",)), environment.Shared((), (), True), problem=str(error))
-        # the interpreter is run on the copy, so that a spool mounted noexec does not matter
-        interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
         missing = "" if os.path.isdir(job.chdir) else job.chdir
         search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
         return Prepared(job, env, search, tuple(interpreter), missing=missing)

@@ -22,7 +22,7 @@ from spoolq.wake import Wake
 
 COMMAND = arguments.Command(
     "node",
-    "[options]",
+    "",
     "Serve: claim jobs that fit, run them, deliver their results. Ctrl-C stops serving; jobs that run go on.",
     (
         Flag("name", "", "NAME", "this node's name; default the host's name"),
@@ -108,6 +108,8 @@ def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool
     lent |= {name: said for name, said in ((CPUS, settings.cpus), (MEM, settings.mem)) if said is not None}
     if text := given.last("cpus"):
         lent[CPUS] = resources.parse_amount(text, "--cpus")
+        if not lent[CPUS]:
+            raise UsageError("--cpus: 0 lends nothing, so no job could ever start here (spoolq drain pauses a node)")
     if text := given.last("mem"):
         lent[MEM] = resources.parse_mb(text, "--mem")
     for part in given.every("gres"):

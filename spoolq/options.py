@@ -82,7 +82,7 @@ def _gres(text: str) -> Fields:
     for part in text.split(","):
         name, _, number = part.strip().replace("=", ":", 1).partition(":")
         if not NAME.fullmatch(name):
-            raise UsageError(f"gres: {part!r} is no resource (examples: gpu:2, license=1; names are lower case)")
+            raise UsageError(f"gres: {part[:40]!r} is no resource (examples: gpu:2, license=1; names are lower case)")
         if name in (CPUS, MEM):
             raise UsageError(f"gres: {name} has an option of its own, --{name}")
         wants |= _amount(name, parse_amount(number or "1", f"gres {name}"))["wants"]
@@ -99,7 +99,7 @@ def _time(text: str) -> Fields:
 def _priority(option: str, sign: int) -> Callable[[str], Fields]:
     def parse(text: str) -> Fields:
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
-            raise UsageError(f"{option}: {text!r} is no whole number")
+            raise UsageError(f"{option}: {text[:40]!r} is no whole number")
         if not MIN_PRIORITY <= (priority := sign * int(text)) <= MAX_PRIORITY:
             raise UsageError(f"{option}: priority {priority} is not within {MIN_PRIORITY}..{MAX_PRIORITY}")
         return {"priority": priority}
@@ -116,7 +116,7 @@ def _name(text: str) -> Fields:
 def _path(field: str) -> Callable[[str], Fields]:
     def parse(text: str) -> Fields:
         if not text or "\0" in text:
-            raise UsageError(f"{field}: must be a path, not {text!r}")
+            raise UsageError(f"{field}: must be a path, not {text[:60]!r}")
         return {field: text}
 
     return parse
@@ -125,7 +125,7 @@ def _path(field: str) -> Callable[[str], Fields]:
 def _choice(field: str, choices: Sequence[str]) -> Callable[[str], Fields]:
     def parse(text: str) -> Fields:
         if text not in choices:
-            raise UsageError(f"{field.replace('_', '-')}: {text!r} is none of {', '.join(choices)}")
+            raise UsageError(f"{field.replace('_', '-')}: {text[:40]!r} is none of {', '.join(choices)}")
         return {field: text}
 
     return parse
@@ -142,7 +142,7 @@ def _export(text: str) -> Fields:
 
 def _umask(text: str) -> Fields:
     if not re.fullmatch(r"0?[0-7]{1,3}", text):
-        raise UsageError(f"umask: {text!r} is no octal mask (example: 0022)")
+        raise UsageError(f"umask: {text[:40]!r} is no octal mask (example: 0022)")
     return {"umask": int(text, 8)}
 
 

@@ -17,7 +17,7 @@ from spoolq import roster, schedule
 from spoolq.entry import Entry
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Reason
+from spoolq.schedule import ANYWHERE, Conditions, NodeView, Reason, parse_reason
 from spoolq.spool import Placed, Spool
 
 MOST_FILES = 100
@@ -76,7 +76,20 @@ class Outlook:
         self._files = 0
 
     def reason(self, placed: Placed) -> Reason:
-        """The one reason to show for a waiting job; of one that could start at once, that it waits for its turn."""
+        """
+        The one reason to show for a waiting job; of one that could start at once, that it waits for its turn.
+
+        If all nodes wrote why they do not start it, they know more: their directories, and their load now.
+        """
+        found = self._by_names(placed)
+        if found.word != "Priority" or self._files >= MOST_FILES:
+            return found
+        self._files += 1
+        said = {node: parse_reason(line) for node, line in quiet_whys(self.spool, placed.entry.id).items()}
+        known = {view.name: pair[1] for view in self.views if (pair := said.get(view.name))}
+        return schedule.overall(known) if len(known) == len(self.views) else found
+
+    def _by_names(self, placed: Placed) -> Reason:
         entry = placed.entry
         terms: Conditions | None = ANYWHERE
         if entry.more and self._files < MOST_FILES:

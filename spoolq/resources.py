@@ -58,7 +58,7 @@ def parse_amount(text: str, what: str = "amount") -> int:
     """Thousandths from `4`, `0.5`; UsageError otherwise."""
     match = _NUMBER.fullmatch(text.strip())
     if not match:
-        raise UsageError(f"{what}: {text!r} is no number (examples: 4, 0.5)")
+        raise UsageError(f"{what}: {text[:40]!r} is no number (examples: 4, 0.5)")
     return int(match[1]) * UNIT + round(float("0." + (match[2] or "0")) * UNIT)
 
 
@@ -76,7 +76,7 @@ def parse_mb(text: str, what: str = "mem") -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if not match:
-        raise UsageError(f"{what}: {text!r} is no amount of memory (examples: 500, 500M, 3G)")
+        raise UsageError(f"{what}: {text[:40]!r} is no amount of memory (examples: 500, 500M, 3G)")
     return round(float(match[1]) * _MB[(match[2] or "m").lower()] * UNIT)
 
 
@@ -105,7 +105,9 @@ def parse_seconds(text: str, what: str = "time") -> int | None:
         return round(sum(float(n) * _SECONDS[unit] for n, unit in parts))
     match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,2}))?(?::(\d{1,2}))?", text)
     if not match:
-        raise UsageError(f"{what}: {text!r} is no time (examples: 30 = minutes, 2:30:00, 90s, 2h30m, 1-12, unlimited)")
+        raise UsageError(
+            f"{what}: {text[:40]!r} is no time (examples: 30 = minutes, 2:30:00, 90s, 2h30m, 1-12, unlimited)"
+        )
     days, a, b, c = (int(x) if x else None for x in match.groups())
     if days is not None:
         return days * 86400 + (a or 0) * 3600 + (b or 0) * 60 + (c or 0)

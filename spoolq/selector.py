@@ -120,10 +120,10 @@ def _label_pattern(name: str) -> str:
 
 
 def parse_words(words: Iterable[str]) -> list[str]:
-    """Words between commas and spaces, each checked; nothing is looked up."""
-    parts = [part for word in words for part in word.split(",") if part]
+    """Words between commas, each checked; nothing is looked up. An empty word (`"$unset"`) is an error, not nothing."""
+    parts = [part for word in words for part in word.split(",") if part or not word.strip(",")]
     for part in parts:
-        if part not in ("last", "all") and part[0] != "@":
+        if part not in ("last", "all") and part[:1] != "@":
             parse_range(part)
     return parts
 

@@ -8,9 +8,11 @@ used twice, and contended transitions go to a directory that only the mover writ
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from spoolq.state import TRANSITIONS, State, of_entry
 FORMAT = 1
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
+_FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
 
 
@@ -90,7 +93,12 @@ class Spool:
             raise Misconfigured(f"{self.root}: not a spool: spool.toml: {error.strerror}") from error
         if data is None:
             raise Misconfigured(f"{self.root}: not a spool (no spool.toml): not mounted, or run `spoolq init` first")
-        return data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "replace")
+        said = _FORMAT.search(text)
+        if said and int(said[1]) != FORMAT:
+            what = f"format {said[1]} is not known to this version of spoolq (it knows {FORMAT})"
+            raise Misconfigured(f"{self.root}/spool.toml: {what}")
+        return text
 
     # --- looking
 
@@ -134,7 +142,7 @@ class Spool:
 
     def done_groups(self) -> list[int]:
         """The groups that exist, newest first."""
-        return sorted((int(n) for n in fsops.names(f"{self.root}/done") if n.isdigit()), reverse=True)
+        return sorted((int(n) for n in fsops.names(f"{self.root}/done") if home.is_number(n)), reverse=True)
 
     def find(self, job_id: int) -> Placed:
         """
@@ -274,8 +282,11 @@ class Spool:
         fsops.publish(f"{self.root}/nodes/{node}/node.json", json.dumps(facts).encode() + b"\n", sync=False)
 
     def read_node(self, node: str) -> dict[str, Any]:
-        """node.json, or {} if there is none that can be read."""
-        return _json(self._read_small(f"nodes/{node}/node.json"))
+        """node.json, or {} if there is none that can be read and says in numbers what the node has."""
+        facts = _json(self._read_small(f"nodes/{node}/node.json"))
+        capacity = facts.get("capacity", {})
+        sound = isinstance(capacity, dict) and all(type(amount) is int for amount in capacity.values())
+        return facts if sound else {}
 
     def beat(self, node: str, count: int, instance: str) -> None:
         """Write the heartbeat: a counter, never a time."""
@@ -284,7 +295,7 @@ class Spool:
     def read_beat(self, node: str) -> tuple[int, str] | None:
         """(counter, instance) by open and read, never by stat; None if there is none."""
         words = self._read_small(f"nodes/{node}/heartbeat").split()
-        return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdigit() else None
+        return (int(words[0]), words[1]) if len(words) == 2 and home.is_number(words[0]) else None
 
     def mark_node(self, node: str, word: str, *, on: bool, text: str = "") -> None:
         """Set or clear a mark such as `drain`; `touch nodes/<node>/drain` is the same."""
@@ -320,8 +331,12 @@ class Spool:
         return [(name, _json(self._read_small(f"{directory}/{name}"))) for name in found]
 
     def answered(self, node: str, name: str) -> None:
-        """Remove a request that was carried out or makes no sense any more."""
-        fsops.drop(f"{self.root}/nodes/{node}/control/{name}")
+        """Remove a request that was carried out or makes no sense any more; a directory goes to rejected/."""
+        path = f"{self.root}/nodes/{node}/control/{name}"
+        try:
+            fsops.drop(path)
+        except IsADirectoryError:
+            fsops.move(path, f"{self.root}/rejected/{name}.{time.time_ns():x}")
 
     # --- history
 
@@ -334,13 +349,18 @@ class Spool:
         return sorted(name for name in fsops.names(f"{self.root}/history") if name.endswith(".jsonl"))
 
     def read_history(self, name: str) -> bytes:
-        """One history file whole (at most 256 MB)."""
-        return fsops.read(f"{self.root}/history/{name}", 1 << 28) or b""
+        """One history file whole (at most 256 MB); what only has the name of one is empty."""
+        try:
+            return fsops.read(f"{self.root}/history/{name}", 1 << 28) or b""
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return b""
+            raise
 
 
 def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -234,7 +234,7 @@ def signal_number(text: str) -> int:
     """A signal from `USR1`, `SIGUSR1`, `10`; UsageError otherwise."""
     import signal
 
-    if text.isdigit() and 0 < int(text) < signal.NSIG:
+    if text.isascii() and text.isdigit() and 0 < int(text) < signal.NSIG:
         return int(text)
     name = text.upper()
     with contextlib.suppress(KeyError):

@@ -6,9 +6,11 @@ minute; a file is looked for by listing, since a missing name is remembered as l
 Invariant: whatever the job wrote before its end has been copied when its outcome is told.
 """
 
+import contextlib
 import errno
 import os
 import select
+import socket
 import stat
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from spoolq.spool import Spool
 
 CHUNK = 1 << 18  # bytes read at once
 STDOUT, STDERR = 1, 2
+ASK_S, SOON_S = 10.0, 0.5  # between requests to the job's node to sync its outputs; before the first one
 
 
 class Stream:
@@ -115,14 +118,17 @@ class Following:
         """Nothing is looked at yet."""
         self.spool, self.job_id, self.streams = spool, job_id, list(streams)
         self.began = self.active = self.sure = time.monotonic()
-        self.started = False
+        self.started, self._ask_at = False, 0.0
 
     def look(self) -> Outcome | None:
         """Copy what is new; the outcome once the job has ended and everything is out."""
         names = self.names()
-        self.started = self.started or "stdout" in names
+        if not self.started and "stdout" in names:
+            self.started, self._ask_at = True, time.monotonic() + SOON_S
         if self.pump(names):
             self.active = time.monotonic()
+        if self.started and time.monotonic() >= self._ask_at:
+            self.ask_to_sync()
         sure = time.monotonic() - self.sure >= awaiting.SURE_S
         if not sure and "result.json" not in names:
             return None
@@ -143,6 +149,18 @@ class Following:
         """Copy what is new of all streams."""
         shown = [stream.pump(names) for stream in self.streams]  # all of them, not up to the first
         return any(shown)
+
+    def ask_to_sync(self) -> None:
+        """If the job runs on another machine, ask its node to sync the outputs for a while: else they come late."""
+        from spoolq import roster
+
+        self._ask_at = time.monotonic() + ASK_S
+        with contextlib.suppress(NotFound, OSError):  # who may only read is content with late output
+            at = self.spool.find(self.job_id)
+            if at.top == "running" and self.streams and roster.alive_here(self.spool.read_node(at.node)) is None:
+                # one name per follower: where no node looks, no more than one request of each lies
+                tag = f"{socket.gethostname()[:60]}.{os.getpid()}"
+                self.spool.request(at.node, "follow", self.job_id, {"attempt": at.entry.attempt}, tag)
 
     def nap(self) -> None:
         """Sleep until the next look: the longer nothing happened, the longer."""

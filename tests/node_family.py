@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from typing import Any
 
 from spoolq import process
 from spoolq.channel import Family, Gone
@@ -39,6 +40,13 @@ def touch(path):
     """Make an empty file."""
     with open(path, "w"):
         pass
+
+
+def wait_for(family: Any, seconds: float) -> None:
+    """Until it says something; poll, since select ends at 1024 descriptors."""
+    poller = select.poll()
+    poller.register(family.fileno(), select.POLLIN)
+    poller.poll(seconds * 1000)
 
 
 class Node:
@@ -80,7 +88,7 @@ class Node:
         """Take in what has come; connect anew if the runner is gone, and count what is known as told."""
         try:
             self.family.flush()
-            select.select([self.family], [], [], timeout_s)
+            wait_for(self.family, timeout_s)
             self.messages += self.family.receive()
         except Gone:
             self.family.close()
@@ -97,7 +105,7 @@ class Node:
                     self.messages.remove(message)
                     return message
             assert time.monotonic() < give_up, f"no {op!r} came"
-            select.select([self.family], [], [], 0.2)
+            wait_for(self.family, 0.2)
             self.messages += self.family.receive()
 
     def wait_for(self, op, job_id=None):

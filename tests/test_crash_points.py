@@ -51,6 +51,7 @@ class World:
 
     def serve(self) -> None:
         """A daemon until nothing is left to do."""
+        before_it = set(os.listdir("/proc/self/fd"))
         policy = config.parse_policy(SPOOL_TEXT.encode() + b"[limits]\nsettle_s = 0\nmin_free_mb = 0\n", "spool.toml")
         node = Daemon(
             Spool(self.root),
@@ -62,7 +63,12 @@ class World:
             limits=Limits(idle_exit_s=0.0),
             wake=Wake(),
         )
-        node.run()
+        try:
+            node.run()
+        finally:
+            for fd in set(os.listdir("/proc/self/fd")) - before_it:  # what a dead process would not have open
+                with contextlib.suppress(OSError):
+                    os.close(int(fd))
 
     def entries(self) -> list[tuple[str, int]]:
         """(directory, id) of every entry in the spool."""
@@ -105,7 +111,6 @@ def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error:
     points = 0
     for number in range(calls):
         for effect in (False, True):
-            before_it = set(os.listdir("/proc/self/fd"))
             world = World(str(tmp_path / f"{number}{'a' if effect else 'b'}"), monkeypatch)
             before(world)
             with faulty(number, after=effect, error=error):
@@ -121,9 +126,6 @@ def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error:
             except BaseException as problem:
                 problem.add_note(f"call {number} of {calls}, {'after' if effect else 'before'} its effect")
                 raise
-            for fd in set(os.listdir("/proc/self/fd")) - before_it:  # what the dead daemon had open
-                with contextlib.suppress(OSError):
-                    os.close(int(fd))
     return points
 
 
