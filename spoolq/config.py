@@ -26,9 +26,10 @@ MAX_DOTS, MAX_NESTING = 16, 32
 KILL_S, RATE = 50.0, 0.01
 BEATS = 3  # lost beats that a node must survive
 
+# no possessive quantifiers: those of Python 3.11.2, Debian 12's, give up too early (CPython issue 106052)
 _STRINGS = re.compile(
-    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*+(?:"{3,5}|\Z)' r"|'''(?:[^']|'{1,2}(?!'))*+(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*+"?' r"|'[^'\n]*+'?|\#[^\n]*+",
+    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*(?:"{3,5}|\Z)' r"|'''(?:[^']|'{1,2}(?!'))*(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?|\#[^\n]*",
     re.DOTALL,
 )  # fmt: skip
 # what a quoted text must not hold: by TOML, and what would speak to a terminal

@@ -117,7 +117,7 @@ class Daemon:
         self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
         self.publish(self.presence.state)
         service.notify("READY=1\nSTATUS=serving " + self.spool.root)
-        log.info("up node=%s cpus=%s spool=%s", self.node, resources.show(self.capacity), self.spool.root)
+        log.info("up node=%s spool=%s lends %s", self.node, self.spool.root, resources.show(self.capacity))
         while not self.stopping:
             try:
                 self.step()
@@ -147,6 +147,7 @@ class Daemon:
         if self.ended and now >= self._due.get("deliver", 0.0):
             self.deliver_ended()
         if self.due("control", now, 1.0):
+            self.presence.heed()
             control.obey(self)
         if self.due("followed", now, 1.0):
             control.sync_followed(self, now)

@@ -38,8 +38,8 @@ _BOM = b"\xef\xbb\xbf"
 _DIRECTIVE = re.compile(rb"\s*(#SPOOLQ|#SBATCH|#\s+SPOOLQ\s+-)", re.IGNORECASE)
 _SHEBANG = re.compile(rb"#![ \t]*([^ \t\r]+)[ \t]*(.*?)[ \t\r]*", re.DOTALL)
 _BLANKS = re.compile(r"\s*")
-_WORD = re.compile(r"""(?:[^\s"'\\]|\\.|"(?:[^"\\]|\\.)*+"|'[^']*+')++""", re.DOTALL)
-_QUOTED = re.compile(r"""\\.|"(?:[^"\\]|\\.)*+"|'[^']*+'""", re.DOTALL)
+_WORD = re.compile(r"""(?:[^\s"'\\]+|\\.|"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*')+""", re.DOTALL)
+_QUOTED = re.compile(r"""\\.|"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'""", re.DOTALL)
 # Slurm's options that mean the same here -> ours; `one` is good with the value 1 alone
 _SAME = "cpus-per-task mem time output error chdir hold gres gpus nodelist exclude export open-mode requeue no-requeue"
 _SBATCH = {"job-name": "name", "nodes": "one", "ntasks": "one", "N": "one", "n": "one"}

@@ -177,12 +177,15 @@ class Launcher:
 
 def base_environment() -> dict[str, str]:
     """What a dropped job starts with: as after a login, nothing of the daemon's own."""
-    user = pwd.getpwuid(os.getuid())
+    name, directory, shell = str(os.getuid()), "/", ""
+    with contextlib.suppress(KeyError):  # a user without an entry, as in containers
+        known = pwd.getpwuid(os.getuid())
+        name, directory, shell = known.pw_name, known.pw_dir, known.pw_shell
     return {
-        "HOME": user.pw_dir,
-        "USER": user.pw_name,
-        "LOGNAME": user.pw_name,
-        "SHELL": user.pw_shell or "/bin/sh",
+        "HOME": directory,
+        "USER": name,
+        "LOGNAME": name,
+        "SHELL": shell or "/bin/sh",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": os.environ.get("LANG", "C.UTF-8"),
     }

@@ -38,8 +38,12 @@ class Presence:
         self.spool.beat(self.node, self._beats + 1, self.instance)
         self._beats += 1
         self.began = began
-        self.draining = "drain" in self.spool.node_marks(self.node)
+        self.heed()
         self.full = fsops.free_mb(self.spool.root) < self.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
+
+    def heed(self) -> None:
+        """Whether somebody wants this node to start no more; asked more often than beats, since people wait for it."""
+        self.draining = "drain" in self.spool.node_marks(self.node)
 
     def publish(self, state: str, changing: dict[str, Any]) -> None:
         """

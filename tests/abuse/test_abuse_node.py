@@ -479,3 +479,16 @@ def test_two_spools_with_one_uuid_keep_their_jobs_apart(cluster: Cluster):
 
     assert (75, 1) == (second.returncode, second.stderr.count("\n")), second.stderr
     assert "ok\n" == cluster.ok("run", "echo", "ok")
+
+
+def test_a_drained_node_starts_nothing_more_long_before_its_next_beat(cluster: Cluster):
+    cluster.node()
+    assert "ok\n" == cluster.ok("run", "echo", "ok")
+    cluster.ok("drain", "n1")
+    time.sleep(2)
+    job = cluster.sub("true")
+    time.sleep(1)
+
+    assert "queue" == cluster.place(job)
+    cluster.ok("undrain", "n1")
+    assert "COMPLETED" == cluster.result(job)["state"]

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from spoolq import __main__ as program
+from spoolq import home, intake, launch
 from spoolq import spool as spool_room
 from tests.conftest import SPOOL_TEXT
 from tests.desk import end, node_json, put, run
@@ -255,3 +256,28 @@ def test_a_job_whose_home_or_script_is_gone_is_still_shown(spool, call):
     for words in (["stat"], ["show", "1-2"], ["why", "1-2"], ["hold", "1-2"], ["release", "1-2"], ["kill", "1-2"]):
         code, _, err = call(*words)
         assert 0 == code, (words, err)
+
+
+def test_what_all_nodes_wrote_is_the_reason_although_they_seem_to_have_room(lived, call):
+    node_json(lived, "n2")
+    home.write_why(lived.root, 3, "n1", "n1 CwdMissing: its directory /x does not exist on n1")
+
+    assert "has room" in call("why", "3")[1].splitlines()[0]
+
+    home.write_why(lived.root, 3, "n2", "n2 CwdMissing: its directory /x does not exist on n2")
+    assert "CwdMissing" in call("why", "3")[1].splitlines()[0]
+    assert "CwdMissing" in call("stat")[1]
+
+
+def test_a_user_without_a_name_or_home_can_serve_and_drop(spool, monkeypatch, tmp_path):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    spool.enter_node("n1")
+    with open(f"{spool.root}/drop/a.sh", "w") as file:
+        file.write("#!/bin/sh\n#SPOOLQ end\n")
+    room = intake.Intake(spool, "n1", settle_s=0, any_owner=False, base={}, check=lambda job: None)
+
+    assert 1 == room.step(0.0) + room.step(1.0)
+    assert str(os.getuid()) == launch.base_environment()["USER"]
