@@ -13,6 +13,7 @@ import os
 import random
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ class Daemon:
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.wake, self.stopping, self.renewed = wake, False, False
+        self.wake, self.stopping, self.renewed, self.troubled = wake, False, False, False
         self.family = Family.connect(state_dir)
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
@@ -124,11 +125,9 @@ class Daemon:
             except Gone:
                 log.warning("runner gone, connecting to its successor")
                 self.family = Family.connect(self.state_dir)
-                self.compare_notes()
-            except OSError as error:  # the spool refuses or does not answer: jobs go on, try again
-                log.warning("spool error=%s file=%s", error.strerror, error.filename)
-                self._due["deliver"] = host.boottime() + self._retry_s
-                self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+                self.part("compare notes", self.compare_notes)
+            if self.troubled:
+                self.troubled = False
                 self.pause(1.0)
             if self.finished():
                 break
@@ -137,34 +136,56 @@ class Daemon:
         return self.close()
 
     def step(self) -> None:
-        """One turn; any part may fail with OSError and is then done again in a later turn."""
+        """One turn; a part that the spool refuses is done again in a later turn and keeps back no other."""
         now = host.boottime()
         self.hear()
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
-        claim.start_jobs(self, now)
-        if self.ended and now >= self._due.get("deliver", 0.0):
-            self.deliver_ended()
+        self.part("start", claim.start_jobs, self, now)
+        if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
+            self._due["deliver"] = now + self._retry_s
+            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
         if self.due("control", now, 1.0):
-            self.presence.heed()
-            control.obey(self)
+            self.part("drain", self.presence.heed)
+            self.part("control", control.obey, self)
         if self.due("followed", now, 1.0):
-            control.sync_followed(self, now)
-        if self.due("drop", now, 1.0) and not self.presence.draining and self.intake.step(time.monotonic()):
-            self.last_work, self.looked, self.candidates = now, False, []
-            self._due["queue"] = 0.0
+            self.part("follow", control.sync_followed, self, now)
+        if self.due("drop", now, 1.0) and not self.presence.draining:
+            self.part("drop", self.admit, now)
         if self.due("measure", now, MEASURE_S):
             self.measure()
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
-            self.presence.beat()
-            until = self.presence.began + self.policy.fence_s
-            self.family.lease(until, fence=until)
-            claim.settle_claims(self)
-            recover.look_for_ghosts(self)
-            self.publish(self.presence.state)
+            self.part("beat", self.beat)
+            self.part("claims", claim.settle_claims, self)
+            self.part("ghosts", recover.look_for_ghosts, self)
+            self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
-            recover.sweep(self)
+            self.part("sweep", recover.sweep, self)
+
+    def part(self, what: str, action: Callable[..., None], *arguments: Any) -> bool:
+        """One part of a turn; False if the spool refused it or does not answer: jobs go on, it is tried again."""
+        try:
+            action(*arguments)
+        except Gone:
+            raise
+        except OSError as error:
+            log.warning("spool %s error=%s file=%s", what, error.strerror, error.filename or "-")
+            self.troubled = True
+            return False
+        return True
+
+    def admit(self, now: float) -> None:
+        """Make jobs of what was dropped."""
+        if self.intake.step(time.monotonic()):
+            self.last_work, self.looked, self.candidates = now, False, []
+            self._due["queue"] = 0.0
+
+    def beat(self) -> None:
+        """Beat, if this still is the spool that we serve, and renew the right to start jobs."""
+        self.presence.beat()
+        until = self.presence.began + self.policy.fence_s
+        self.family.lease(until, fence=until)
 
     def due(self, what: str, now: float, every_s: float) -> bool:
         """Whether it is time for something periodic; sets the next time."""

@@ -30,7 +30,7 @@ class Finished:
     One attempt that ended and is on its way into the spool.
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
-    somebody else decided about the job meanwhile.
+    somebody else decided about the job meanwhile, `lost` why output is missing.
     """
 
     at: Placed
@@ -43,6 +43,7 @@ class Finished:
     result: bytes = b""
     line: bytes = b""
     requeue: bool = False
+    lost: str = ""
 
     @property
     def ending(self) -> str:
@@ -113,10 +114,14 @@ def _sync_outputs(item: Finished) -> None:
                 fsops.sync_file(fd)
             fsops.close(fd)
         except OSError as error:
-            # the job is over and its output is not whole: say so, rather than report success
-            item.ended |= {"reason": "output", "detail": f"output lost: {error.strerror}"}
-            item.ended["exit_code"] = item.ended.get("exit_code") or 1
+            mark_lost(item.ended, error.strerror)
+            item.lost = error.strerror
             item.result, item.line = b"", b""
+
+
+def mark_lost(ended: dict[str, Any], why: str) -> None:
+    """The job is over and its output is not whole: say so, rather than report success."""
+    ended |= {"reason": "output", "detail": f"output lost: {why}", "exit_code": ended.get("exit_code") or 1}
 
 
 def _commit(spool: Spool, item: Finished) -> bool:

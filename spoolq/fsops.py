@@ -272,18 +272,27 @@ def sync_file(fd: int) -> None:
     os.fsync(fd)
 
 
+def reopen(path: str) -> int | None:
+    """A descriptor of a regular file that exists, for syncing only; links are followed. None for other kinds."""
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
+
+
 def sync_path(path: str) -> None:
     """
-    Send what anybody on this machine wrote to a regular file; links are followed, other kinds are left alone.
+    Send what anybody on this machine wrote to a regular file; other kinds are left alone.
 
     A descriptor of its own, so that an error is not used up here but told again to whoever holds one.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+    fd = reopen(path)
+    if fd is not None:
+        try:
             os.fsync(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 def size_of(fd: int) -> int:

@@ -223,6 +223,15 @@ def _split_pattern(pattern: str) -> list[str]:
     return [*parts, rest]
 
 
+def reopen_outputs(root: str, job_id: int) -> tuple[int, ...]:
+    """Descriptors of the outputs of a job that an earlier daemon started, through which a failed write is heard of."""
+    found = []
+    for name in ("stdout", "stderr"):
+        with contextlib.suppress(OSError):
+            found.append(fsops.reopen(f"{path_of(root, job_id)}/{name}"))
+    return tuple(fd for fd in found if fd is not None)
+
+
 def sync_outputs(root: str, job_id: int) -> None:
     """Let other machines see what the job has written so far; wherever -o and -e put it, a link leads there."""
     for name in ("stdout", "stderr"):

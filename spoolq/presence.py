@@ -33,8 +33,15 @@ class Presence:
         return "draining" if self.draining else "full" if self.full else "up"
 
     def beat(self) -> None:
-        """One heartbeat, and a look at what keeps this node from claiming."""
+        """
+        One heartbeat, and a look at what keeps this node from claiming.
+
+        Raises:
+            OSError: the spool does not answer or is not mounted any more.
+            Misconfigured: another spool is mounted there now.
+        """
         began = host.boottime()
+        self.spool.check_same()
         self.spool.beat(self.node, self._beats + 1, self.instance)
         self._beats += 1
         self.began = began

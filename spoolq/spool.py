@@ -25,6 +25,7 @@ from spoolq.state import TRANSITIONS, State, of_entry
 FORMAT = 1
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
+_UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
 
@@ -99,6 +100,20 @@ class Spool:
             what = f"format {said[1]} is not known to this version of spoolq (it knows {FORMAT})"
             raise Misconfigured(f"{self.root}/spool.toml: {what}")
         return text
+
+    def check_same(self) -> None:
+        """
+        Whether this still is the spool that was opened.
+
+        Raises:
+            OSError: its mark cannot be read: not mounted any more, perhaps to come back.
+            Misconfigured: another spool is in its place.
+        """
+        data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
+        if data is None:
+            raise OSError(errno.ENOENT, "not mounted any more (no spool.toml)", self.root)
+        if _UUID.findall(data.decode("utf-8", "replace")) != _UUID.findall(self.text):
+            raise Misconfigured(f"{self.root}: another spool is there now (its uuid changed); start the node again")
 
     # --- looking
 

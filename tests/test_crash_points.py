@@ -206,3 +206,17 @@ def test_every_rename_whose_reply_is_lost(tmp_path, monkeypatch):
         assert 3 == len(world.entries())
     assert calls > 10
     assert fsops.os is os
+
+
+def test_a_part_that_always_fails_keeps_back_no_other(tmp_path, monkeypatch):
+    """Requests cannot be read, for ever: jobs are started and delivered, and the node beats."""
+
+    def refuse(_daemon: Daemon) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    monkeypatch.setattr(daemon.control, "obey", refuse)
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    world = World(str(tmp_path / "w"), monkeypatch)
+    world.submit(2)
+    world.serve()
+    world.check()

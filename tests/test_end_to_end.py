@@ -364,8 +364,6 @@ def test_foreign_load_keeps_a_job_waiting_with_the_reason(cluster: Cluster):
         for burner in burners:
             burner.kill()
             burner.wait()
-    # this machine may be busy with other things too, so it need not become idle; less loaded it does
-    cluster.until(lambda: cluster.facts("n1")["measured"]["foreign_cpus"] < cpus * 0.75, "the load is gone")
 
 
 def test_priority_order(cluster: Cluster):

@@ -149,3 +149,16 @@ def test_two_submitters_get_different_ids(spool):
     ids = {home.allocate(spool.root, after=0) for _ in range(50)}
 
     assert 50 == len(ids)
+
+
+def test_a_spool_that_went_away_or_was_replaced_is_noticed(spool):
+    spool.check_same()
+    with open(f"{spool.root}/spool.toml", encoding="utf-8") as file:
+        text = file.read()
+    os.rename(f"{spool.root}/spool.toml", f"{spool.root}/away")
+    with pytest.raises(FileNotFoundError):
+        spool.check_same()
+    with open(f"{spool.root}/spool.toml", "w", encoding="utf-8") as file:
+        file.write(text.replace("1111", "2222"))
+    with pytest.raises(Misconfigured, match="another spool"):
+        spool.check_same()
