@@ -34,7 +34,7 @@ from spoolq.wake import Wake
 log = logging.getLogger("spoolq")
 
 MEASURE_S = 5.0
-RETRY_S = (1.0, 300.0)  # between tries to deliver to a spool that refuses
+RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
 @dataclass(slots=True)
@@ -112,8 +112,7 @@ class Daemon:
 
     def run(self) -> int:
         """Until told to stop, or nothing is left to do if so asked; jobs that run go on running."""
-        self.spool.enter_node(self.node)
-        self.presence.beat()
+        recover.come_up(self)
         self.compare_notes()
         self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
         self.publish(self.presence.state)
@@ -352,16 +351,19 @@ class Daemon:
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn."""
-        again = [item for item in self.ended if item.requeue]
-        through = [item for item in again if recover.requeue_ended(self, item)]
-        through += deliver.deliver(self.spool, self.node, [item for item in self.ended if not item.requeue])
-        self._retry_s = RETRY_S[0]
-        for item in through:
-            entry = item.at.entry
-            word = "late" if item.late else "requeued" if item.requeue else item.ending
-            log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
-        gone = {id(item) for item in through}
-        self.ended = [item for item in self.ended if id(item) not in gone]
+        try:
+            again = [item for item in self.ended if item.requeue]
+            through = [item for item in again if recover.requeue_ended(self, item)]
+            through += deliver.deliver(self.spool, self.node, [item for item in self.ended if not item.requeue])
+            self._retry_s = RETRY_S[0]
+            for item in through:
+                entry = item.at.entry
+                word = "late" if item.late else "requeued" if item.requeue else item.ending
+                log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
+            gone = {id(item) for item in through}
+            self.ended = [item for item in self.ended if id(item) not in gone]
+        finally:
+            recover.note_lost(self)
         self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
     # --- measuring

@@ -23,6 +23,8 @@ from spoolq.job import Job
 from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
+OUTPUT_LOST = "output"  # the reason of an end whose output could not be written
+
 
 @dataclass(slots=True)
 class Finished:
@@ -30,7 +32,7 @@ class Finished:
     One attempt that ended and is on its way into the spool.
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
-    somebody else decided about the job meanwhile, `lost` why output is missing.
+    somebody else decided about the job meanwhile.
     """
 
     at: Placed
@@ -43,7 +45,6 @@ class Finished:
     result: bytes = b""
     line: bytes = b""
     requeue: bool = False
-    lost: str = ""
 
     @property
     def ending(self) -> str:
@@ -110,18 +111,19 @@ def _sync_outputs(item: Finished) -> None:
     while item.outputs:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]  # closed once, also if close itself fails
         try:
-            if fsops.size_of(fd):
-                fsops.sync_file(fd)
-            fsops.close(fd)
+            try:
+                if fsops.size_of(fd):
+                    fsops.sync_file(fd)
+            finally:
+                fsops.close(fd)
         except OSError as error:
-            mark_lost(item.ended, error.strerror)
-            item.lost = error.strerror
+            mark_lost(item.ended, f"output lost: {error.strerror}")
             item.result, item.line = b"", b""
 
 
-def mark_lost(ended: dict[str, Any], why: str) -> None:
+def mark_lost(ended: dict[str, Any], detail: str) -> None:
     """The job is over and its output is not whole: say so, rather than report success."""
-    ended |= {"reason": "output", "detail": f"output lost: {why}", "exit_code": ended.get("exit_code") or 1}
+    ended |= {"reason": OUTPUT_LOST, "detail": detail, "exit_code": ended.get("exit_code") or 1}
 
 
 def _commit(spool: Spool, item: Finished) -> bool:

@@ -10,8 +10,11 @@ reboot is certain death. Each case is read off the entry's place, the journal an
 """
 
 import contextlib
+import errno
+import json
 import logging
 import os
+import select
 from typing import TYPE_CHECKING, Any
 
 from spoolq import deliver, fsops, home, host, result
@@ -24,6 +27,23 @@ if TYPE_CHECKING:
     from spoolq.daemon import Daemon
 
 log = logging.getLogger("spoolq")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_S = 5.0  # between looks, at start, whether a full spool takes a heartbeat
+
+
+def come_up(daemon: "Daemon") -> None:
+    """Enter the spool and beat; one that is full is asked until it is not, since jobs run and their ends wait here."""
+    while not daemon.stopping:
+        try:
+            daemon.spool.enter_node(daemon.node)
+            daemon.presence.beat()
+            return
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("spool error=%s: waiting for room", error.strerror)
+        select.select([daemon.wake], [], [], FULL_S)
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
@@ -81,9 +101,13 @@ def take_over(
     key = (entry.id, entry.attempt)
     if job is not None and job["state"] in ("running", "ended"):
         if entry.id not in daemon.live:
-            daemon.live[entry.id] = Live(at, deliver.read_job(daemon.spool, entry.id), scratch=job.get("scratch") or "")
+            outputs = home.reopen_outputs(daemon.spool.root, entry.id)
+            known = deliver.read_job(daemon.spool, entry.id)
+            daemon.live[entry.id] = Live(at, known, outputs, scratch=job.get("scratch") or "")
             log.info("adopted job=%d attempt=%d %s", entry.id, entry.attempt, job["state"])
         if job["state"] == "ended":
+            if detail := read_lost(daemon.state_dir).get(f"{entry.id}.{entry.attempt}"):
+                deliver.mark_lost(job["ended"], detail)
             daemon.take_end(entry.id, entry.attempt, job["ended"])
     elif key in recorded:
         finish_recorded(daemon, at, recorded[key])
@@ -128,6 +152,33 @@ def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> Non
     reason = str(record.get("reason") or "").partition(":")[0]
     item = Finished(at, {**record, "reason": reason}, None, recorded=True, result=result.rebuild(record))
     daemon.ended.append(item)
+
+
+def note_lost(daemon: "Daemon") -> None:
+    """
+    Keep on the local disk whose output was lost, until that is delivered.
+
+    The error is told once, to the descriptor that we had: a daemon that is restarted while the spool
+    is full would find an end without it, and report success (seen on real NFS).
+    """
+    lost = {
+        f"{item.at.entry.id}.{item.at.entry.attempt}": item.ended["detail"]
+        for item in daemon.ended
+        if item.ended.get("reason") == deliver.OUTPUT_LOST
+    }
+    if lost == read_lost(daemon.state_dir):
+        return
+    path = os.path.join(daemon.state_dir, "lost")
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        json.dump(lost, file)
+    os.replace(path + ".new", path)
+
+
+def read_lost(state_dir: str) -> dict[str, str]:
+    """`id.attempt` -> what is known of its lost output."""
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(state_dir, "lost"), encoding="utf-8") as file:
+        return dict(json.load(file))
+    return {}
 
 
 def requeue_ended(daemon: "Daemon", item: Finished) -> bool:

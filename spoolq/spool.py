@@ -25,6 +25,7 @@ from spoolq.state import TRANSITIONS, State, of_entry
 FORMAT = 1
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
+BY_NAME = frozenset(["kill", "requeue", "suspend", "resume"])  # requests that an empty file's name can make
 _UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
@@ -336,14 +337,19 @@ class Spool:
 
     def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
         """Ask a node to do something to a job that runs there; executed at its next look."""
-        data = json.dumps({"verb": verb, "id": job_id, **arguments}).encode()
-        fsops.publish(f"{self.root}/nodes/{node}/control/{tag}.{job_id}.{verb}", data)
+        path = f"{self.root}/nodes/{node}/control/{tag}.{job_id}.{verb}"
+        try:
+            fsops.publish(path, json.dumps({"verb": verb, "id": job_id, **arguments}).encode())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or verb not in BY_NAME:
+                raise
+            fsops.create(path, b"")  # needs no room: the job that filled the spool can still be killed
 
     def requests(self, node: str) -> list[tuple[str, dict[str, Any]]]:
-        """(name, request) in order of name; one that cannot be read comes with an empty request."""
+        """(name, request) in order of name; one that cannot be read comes with what its name says, or empty."""
         directory = f"nodes/{node}/control"
         found = sorted(fsops.names(f"{self.root}/{directory}"))
-        return [(name, _json(self._read_small(f"{directory}/{name}"))) for name in found]
+        return [(name, _json(self._read_small(f"{directory}/{name}")) or _named(name)) for name in found]
 
     def answered(self, node: str, name: str) -> None:
         """Remove a request that was carried out or makes no sense any more; a directory goes to rejected/."""
@@ -371,6 +377,12 @@ class Spool:
             if error.errno == errno.EINVAL:
                 return b""
             raise
+
+
+def _named(name: str) -> dict[str, Any]:
+    # `touch nodes/n1/control/me.42.kill`
+    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]
+    return {"verb": verb, "id": int(job_id)} if verb in BY_NAME and re.fullmatch("[0-9]{1,18}", job_id) else {}
 
 
 def _json(text: str) -> dict[str, Any]:

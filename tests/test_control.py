@@ -1,5 +1,6 @@
 """Requests to follow a job: on NFS, output that nobody synced reaches other machines about 30 s late."""
 
+import errno
 import os
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from spoolq import control, fsops, home, host, tail
 from spoolq.daemon import Live
 
 from . import desk
+from .faults import faulty
 
 
 @pytest.fixture
@@ -81,6 +83,32 @@ def test_a_request_about_a_job_that_has_ended_is_dropped_without_a_word(spool, j
     control.obey(daemon)
     assert [] == spool.requests("n1")
     assert [] == caplog.records
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_job_on_a_full_spool_can_be_killed(spool, job, daemon, code):
+    """Real NFS: on a full export an empty file can be made, and nothing written."""
+    sent = []
+    daemon.family, daemon.policy = SimpleNamespace(send=sent.append), SimpleNamespace(grace_s=5)
+    with faulty(0, error=code, only="write"):
+        spool.request("n1", "kill", job.entry.id, {"attempt": 1}, "tag")
+    control.obey(daemon)
+    assert [("kill", job.entry.id)] == [(message["op"], message["id"]) for message in sent]
+    assert [] == spool.requests("n1")
+
+
+def test_what_needs_more_than_a_name_is_refused_on_a_full_spool(spool, job):
+    with faulty(0, error=errno.ENOSPC, only="write"), pytest.raises(OSError, match="No space"):
+        spool.request("n1", "signal", job.entry.id, {"attempt": 1, "signal": 10}, "tag")
+    assert [] == os.listdir(f"{spool.root}/nodes/n1/control")
+
+
+@pytest.mark.parametrize("name", ["kill", ".kill", "42.kill.x", "x.-1.kill", "x.4²2.kill", "x.42.signal"])
+def test_names_that_are_no_request_are_dropped(spool, job, daemon, name):
+    with open(f"{spool.root}/nodes/n1/control/{name}", "w"):
+        pass
+    control.obey(daemon)
+    assert [] == spool.requests("n1")
 
 
 def test_what_is_no_regular_file_is_not_synced(spool, job):
