@@ -171,7 +171,7 @@ def look_at_machine(found: Found | None) -> list[Finding]:
 
 def look_at_state(uuid: str) -> Finding:
     """The node-local directory that keeps results while the spool is away."""
-    from spoolq import fsops, local
+    from spoolq import fsops, local, presence
 
     what = "local state"
     base = local.base()
@@ -190,7 +190,11 @@ def look_at_state(uuid: str) -> Finding:
     except OSError as error:
         return Finding(ERROR, what, f"{base}: {error.strerror}", f"set ${local.VARIABLE} to a local directory of yours")
     free = fsops.free_mb(base if existed else os.path.dirname(base))
-    return Finding(OK, what, f"{base} is local and writable, {free} MB free")
+    text = f"{base} is local and writable, {free} MB free"
+    if free < presence.LOCAL_FREE_MB:
+        remedy = f"a node claims nothing with less than {presence.LOCAL_FREE_MB} MB here; set ${local.VARIABLE}"
+        return Finding(WARNING, what, text, remedy)
+    return Finding(OK, what, text)
 
 
 def look_at_nodes(found: Found) -> list[Finding]:

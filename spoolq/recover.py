@@ -43,7 +43,10 @@ def come_up(daemon: "Daemon") -> None:
             if error.errno not in FULL:
                 raise
             log.warning("spool error=%s: waiting for room", error.strerror)
-        select.select([daemon.wake], [], [], FULL_S)
+        poller = select.poll()
+        poller.register(daemon.wake.fileno(), select.POLLIN)
+        poller.poll(FULL_S * 1000)
+        daemon.wake.clear()
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:

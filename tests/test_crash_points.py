@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from spoolq import config, daemon, deliver, fsops, home, jobfile
+from spoolq import config, daemon, deliver, fsops, home, jobfile, recover
 from spoolq.daemon import Daemon, Limits
 from spoolq.entry import parse_name
 from spoolq.errors import SpoolqError
@@ -145,6 +145,7 @@ def test_daemon_dies_at_every_call(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EACCES])
 def test_daemon_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
     monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(recover, "FULL_S", 0)
     monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
     explore(tmp_path, monkeypatch, lambda w: w.submit(2), lambda w: w.serve(), error=code)
 

@@ -176,6 +176,14 @@ def test_a_state_directory_that_others_may_write_is_an_error(spool, state):
     assert ERROR == by_what(doctor.examine(spool.root))["local state"].level
 
 
+def test_too_little_room_for_the_state_directory_is_a_warning(spool, state, monkeypatch):
+    """A node would start and claim nothing; seen on machines with a small local disk."""
+    state.mkdir(mode=0o700)
+    monkeypatch.setattr(fsops, "free_mb", lambda path: 40 if path == str(state) else 4000)
+    found = by_what(doctor.examine(spool.root))["local state"]
+    assert (WARNING, True) == (found.level, "64 MB" in found.remedy)
+
+
 def test_nodes_that_are_gone_are_warnings(spool):
     node_json(spool, "dead", **here(), pid=DEAD_PID)
     node_json(spool, "silent")

@@ -15,7 +15,7 @@ from tests.test_crash_points import World
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(recover, "FULL_S", 0.01)
+    monkeypatch.setattr(recover, "FULL_S", 0)
     return World(str(tmp_path / "w"), monkeypatch)
 
 
