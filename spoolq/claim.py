@@ -15,15 +15,18 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, schedule
-from spoolq.entry import Entry
+from spoolq import home, host, recover, schedule
+from spoolq.channel import Gone
+from spoolq.entry import Entry, fitting
+from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
+from spoolq.live import Live
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
-    from spoolq.daemon import Daemon, Live
+    from spoolq.daemon import Daemon
 
 # the spool or the machine is short of something: the job waits, here or for another node
 NOT_THE_JOBS_FAULT = frozenset(
@@ -81,16 +84,19 @@ def could_ever(daemon: "Daemon", at: Placed) -> bool:
     return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
 
 
-def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions:
-    """What the name does not say: node patterns, and whether the working directory exists here."""
-    ready = daemon.launcher.prepare(entry)
+def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
+    """What the name does not say: node patterns, and whether the working directory exists here; None if unreadable."""
+    try:
+        ready = daemon.launcher.prepare(entry)
+    except (OSError, SpoolqError):  # perhaps this home alone: the job stays, and stops no other
+        return None
     return schedule.Conditions(nodelist=ready.job.nodelist, exclude=ready.job.exclude, missing=ready.missing)
 
 
 def prepare_ahead(daemon: "Daemon") -> None:
     """Read the homes of the jobs that come next, while there is nothing else to do; nothing is claimed."""
     for at in daemon.candidates[:AHEAD]:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, SpoolqError):
             daemon.launcher.prepare(at.entry)
 
 
@@ -104,9 +110,10 @@ def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
     """A fresh listing of the first waiting entries."""
     found = []
-    ours = daemon.live.keys() | {item.at.entry.id for item in daemon.ended}
+    ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
+    ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
     for at in daemon.spool.waiting():
-        if at.entry.id not in ours:  # an earlier attempt of it may still be
+        if at.entry.id not in ours:
             found.append(at)
         if len(found) >= most:
             break
@@ -117,7 +124,7 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     """Claim one entry and hand it to the runner; the lease held before the claim is the one that counts."""
     ready = daemon.launcher.prepare(at.entry)
     began = daemon.presence.began
-    daemon.claims.add(at.entry.next().name)
+    daemon.claims.add(fitting(at.entry.next()).name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
@@ -128,18 +135,16 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
 
 def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
-    from spoolq.daemon import Live
-
-    entry = at.entry
+    daemon.launcher.forget(at.entry.id)
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
-        daemon.spool.give_back(at)
+        recover.give_back(daemon, at)
         return
-    live = daemon.live[entry.id] = Live(at, ready.job if not ready.problem else None)
+    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None)
     if ready.problem:
         fail(daemon, live, ready.problem)
         return
     try:
-        live.outputs = tuple(daemon.launcher.open_outputs(entry, ready.job))
+        live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
         if error.errno in NOT_THE_JOBS_FAULT:
             release(daemon, live, f"outputs: {error.strerror}")
@@ -148,24 +153,24 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         return
     try:
         live.scratch = daemon.scratch.take()
-        message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy)
+        message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy)
+        message["until"] = began + daemon.policy.fence_s
+        daemon.family.send(message, live.outputs)
+    except Gone:
+        raise  # the next runner will say that it does not know it
     except OSError as error:
-        release(daemon, live, f"scratch directory: {error.strerror}")
-        return
-    message["until"] = began + daemon.policy.fence_s
-    daemon.family.send(message, live.outputs)
-    daemon.launcher.forget(entry.id)
+        release(daemon, live, f"scratch directory or descriptors: {error.strerror}")
 
 
-def release(daemon: "Daemon", live: "Live", why: str) -> None:
+def release(daemon: "Daemon", live: Live, why: str) -> None:
     """Give a claim back that this node cannot start for reasons of its own, and claim no more until the next beat."""
     log.warning("gave back job=%d why=%s", live.at.entry.id, why)
     daemon.presence.full = True
     daemon.drop_live(live)
-    daemon.spool.give_back(live.at)
+    recover.give_back(daemon, live.at)
 
 
-def fail(daemon: "Daemon", live: "Live", why: str) -> None:
+def fail(daemon: "Daemon", live: Live, why: str) -> None:
     """End a job that cannot be started, without the runner."""
     ended = {"exit_code": 126, "signal": None, "reason": "launch", "detail": why, "ended": time.time()}
     daemon.take_end(live.at.entry.id, live.at.entry.attempt, ended)
@@ -194,4 +199,4 @@ def settle_claims(daemon: "Daemon") -> None:
             continue
         daemon.unsettled.remove(pair)
         if answer is Answer.WON:  # the lease of its claim is not known any more: give it back and claim it anew
-            daemon.spool.give_back(claimed)
+            recover.give_back(daemon, claimed)

@@ -2,66 +2,140 @@
 Carry out what users ask of jobs that run on this node: requests are files under nodes/<me>/control/.
 
 A request is removed only after it was carried out, so a crash in between carries it out again: each is
-therefore harmless when repeated. One about a job that is no longer here is dropped.
+therefore harmless when repeated. A kill or requeue is carried out when the job has ended, and stays until
+then: whoever comes after this daemon, or after the runner, says it again. One about an attempt that is
+not here any more follows it, back into the queue or to another node, or is dropped if that is over.
+Invariant: requests about one job take effect in the order of their names; a bad one stops no other.
 """
 
 import logging
-from signal import NSIG
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import home, host
+from spoolq import deliver, home, host
+from spoolq.channel import Gone
+from spoolq.entry import HOMES, Entry
+from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
+from spoolq.live import Live
 from spoolq.resources import MEM, UNIT
+from spoolq.spool import Placed
 
 if TYPE_CHECKING:
-    from spoolq.daemon import Daemon, Live
-
-MOST = 1 << 40  # no id, MB or second is as large
+    from spoolq.daemon import Daemon
 
 log = logging.getLogger("spoolq")
 
 FOLLOWED_S = 25.0  # that a request to follow holds; followers repeat theirs every `tail.ASK_S`
+Request = dict[str, Any]
+_MOST = {"id": 10**12, "attempt": 10**6, "signal": 64, "limit_s": 10**9, "mem_mb": 10**9}
+
+
+class Verdict(Enum):
+    """What becomes of a request."""
+
+    DONE = "done"
+    STAYS = "stays"  # until the job has ended; others about it go on
+    AGAIN = "again"  # at the next look, before any later one about the same job
+
+
+def sound(request: Request) -> bool:
+    """Whether it can be carried out at all: anybody may have written it."""
+    numbers = {key: request[key] for key in _MOST if request.get(key) is not None}
+    whole = all(type(number) is int and 0 <= number <= _MOST[key] for key, number in numbers.items())
+    return whole and "id" in numbers and isinstance(request.get("verb"), str)
+
+
+def wishes(daemon: "Daemon") -> dict[tuple[int, int], str]:
+    """(id, attempt) -> `kill` or `requeue`, whichever was asked for last and is not carried out yet."""
+    asked = [request for _, request in daemon.spool.requests(daemon.node) if sound(request)]
+    return {(r["id"], r["attempt"]): r["verb"] for r in asked if r["verb"] in ("kill", "requeue") and r.get("attempt")}
 
 
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
-    for name, request in daemon.spool.requests(daemon.node):
-        if not sound(request):
-            log.warning("request dropped name=%s: makes no sense", name)
-            daemon.spool.answered(daemon.node, name)
-            continue
-        live = daemon.live.get(request.get("id", 0))
-        if live is None or request.get("attempt", live.at.entry.attempt) != live.at.entry.attempt:
-            if request.get("verb") != "follow":
-                log.warning("request dropped name=%s: no such attempt here", name)
-        elif not carry_out(daemon, live, request):
-            continue  # not yet: it stays and is tried again
-        daemon.spool.answered(daemon.node, name)
+    requests = daemon.spool.requests(daemon.node)
+    daemon.carried_out &= {name for name, _ in requests}
+    again: set[int] = set()
+    over: dict[int, set[tuple[int, int]]] = {}
+    for name, request in requests:
+        verdict = Verdict.DONE
+        try:
+            if name not in daemon.carried_out and sound(request):
+                verdict = Verdict.AGAIN if request["id"] in again else handle(daemon, name, request, over)
+            if verdict is Verdict.DONE:
+                daemon.carried_out.add(name)  # if it cannot be removed, it is not carried out again
+                daemon.spool.answered(daemon.node, name)
+        except Gone:
+            raise
+        except (OSError, SpoolqError) as error:
+            log.debug("request name=%s error=%s", name, error)
+            verdict = Verdict.AGAIN
+        if verdict is Verdict.AGAIN and name not in daemon.carried_out:
+            again.add(request["id"])
 
 
-def sound(request: dict[str, Any]) -> bool:
-    """Whether its numbers are such as commands write; anybody may put a file there."""
-    numbers = [request.get(key, 0) for key in ("id", "attempt", "signal", "mem_mb", "limit_s")]
-    if request.get("limit_s", 0) is None:
-        numbers.pop()  # unlimited
-    return all(type(number) is int and 0 <= number < MOST for number in numbers) and request.get("signal", 0) < NSIG
+def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[tuple[int, int]]]) -> Verdict:
+    """One request, wherever its job is; `over`: what has ended, of the groups of ids that were looked at."""
+    job_id, attempt = request["id"], request.get("attempt")
+    live = daemon.live.get(job_id)
+    if live and attempt in (None, live.at.entry.attempt):
+        return carry_out(daemon, live, request)
+    if any(item.at.entry.id == job_id for item in daemon.ended):
+        return Verdict.STAYS  # its end is on its way into the spool, and this may say where to
+    group = job_id // HOMES
+    if group not in over:
+        over[group] = {(at.entry.id, at.entry.attempt) for at in daemon.spool.done(group)}
+    if any(key[0] == job_id and attempt in (None, key[1]) for key in over[group]):
+        return Verdict.DONE
+    try:
+        at = daemon.spool.find(job_id)
+    except NotFound:
+        return Verdict.DONE
+    if at.top == "done" or attempt not in (None, at.entry.attempt):
+        log.info("request dropped name=%s: that attempt is over", name)
+        return Verdict.DONE
+    return follow(daemon, at, name, request)
 
 
-def carry_out(daemon: "Daemon", live: "Live", request: dict[str, Any]) -> bool:
-    """One request; False if it has to be tried again."""
-    entry = live.at.entry
+def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict:
+    """The job is not here (any more): it was given back, and perhaps another node has it."""
+    verb = request["verb"]
+    if at.node == daemon.node:
+        return Verdict.AGAIN  # ours, and not looked at yet
+    log.info("request job=%d verb=%s follows it to %s", at.entry.id, verb, at.place)
+    if at.node:
+        rest = {key: value for key, value in request.items() if key not in ("verb", "id")}
+        daemon.spool.request(at.node, verb, at.entry.id, rest, name.partition(".")[0] or "0")
+        return Verdict.DONE
+    answer = Answer.WON
+    if verb == "kill":
+        answer = deliver.finish_unstarted(daemon.spool, at, "cancelled", "cancelled by its user", daemon.node)
+    elif verb == "suspend" and at.top == "queue":
+        answer, _ = daemon.spool.hold(at)
+    elif verb == "edit" and (changes := changes_of(at.entry, request)):
+        answer, _ = daemon.spool.edit(at, **changes)
+    return Verdict.DONE if answer is Answer.WON else Verdict.AGAIN
+
+
+def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
+    """One request about a job that runs here."""
+    entry, verb = live.at.entry, request["verb"]
     message: dict[str, Any] = {"id": entry.id, "attempt": entry.attempt}
-    verb = request.get("verb")
     if verb == "follow":  # somebody on another machine reads the outputs, see `sync_followed`
         live.followed_until = host.boottime() + FOLLOWED_S
-        return True
+        return Verdict.DONE
+    if verb in ("kill", "requeue"):
+        live.requeue = verb == "requeue"
+        if not live.asked:
+            log.info("request job=%d verb=%s", entry.id, verb)
+            daemon.family.send(message | {"op": "kill", "reason": "cancelled", "grace_s": daemon.policy.grace_s})
+            live.asked = True
+        return Verdict.STAYS
     log.info("request job=%d verb=%s", entry.id, verb)
     match verb:
-        case "kill" | "requeue":
-            live.requeue = verb == "requeue"
-            daemon.family.send(message | {"op": "kill", "reason": "cancelled", "grace_s": daemon.policy.grace_s})
         case "signal":
-            daemon.family.send(message | {"op": "signal", "signal": int(request.get("signal", 15))})
+            daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
         case "suspend" | "resume":
             daemon.family.send(message | {"op": verb})
             if entry.suspended != (verb == "suspend"):
@@ -70,7 +144,7 @@ def carry_out(daemon: "Daemon", live: "Live", request: dict[str, Any]) -> bool:
             return edit(daemon, live, request, message)
         case _:
             log.warning("request unknown verb=%r", verb)
-    return True
+    return Verdict.DONE
 
 
 def sync_followed(daemon: "Daemon", now: float) -> None:
@@ -80,24 +154,36 @@ def sync_followed(daemon: "Daemon", now: float) -> None:
             home.sync_outputs(daemon.spool.root, live.at.entry.id)
 
 
-def edit(daemon: "Daemon", live: "Live", request: dict[str, Any], message: dict[str, Any]) -> bool:
-    """New limits of a running job: in the runner, which enforces, and in the name, which everybody sees."""
+def changes_of(entry: Entry, request: Request) -> dict[str, Any]:
+    """What an `edit` changes in the entry's name."""
     changes: dict[str, Any] = {}
-    limits = dict(message, op="limits")
     if "limit_s" in request:
-        limit = request["limit_s"]
-        changes["limit_s"] = limit
+        changes["limit_s"] = request["limit_s"]
+    if request.get("mem_mb") is not None:
+        changes["wants"] = {**entry.wants, MEM: request["mem_mb"] * UNIT}
+    return changes
+
+
+def edit(daemon: "Daemon", live: Live, request: Request, message: dict[str, Any]) -> Verdict:
+    """New limits of a running job: in the runner, which enforces, and in the name, which everybody sees."""
+    changes = changes_of(live.at.entry, request)
+    limits = dict(message, op="limits")
+    if "limit_s" in changes:
+        limit = changes["limit_s"]
         limits["limit_s"] = None if limit is None else limit * daemon.policy.time_factor
-    if "mem_mb" in request:
-        changes["wants"] = {**live.at.entry.wants, MEM: int(request["mem_mb"]) * UNIT}
+    if "wants" in changes:
         limits["mem_mb"] = int(request["mem_mb"] * daemon.policy.mem_factor)
     daemon.family.send(limits)
-    return rename(daemon, live, **changes) if changes else True
+    return rename(daemon, live, **changes) if changes else Verdict.DONE
 
 
-def rename(daemon: "Daemon", live: "Live", **changes: Any) -> bool:
+def rename(daemon: "Daemon", live: Live, **changes: Any) -> Verdict:
     """Show a change in the entry's name."""
     answer, placed = daemon.spool.edit(live.at, **changes)
     if answer is Answer.WON:
         live.at = placed
-    return answer is not Answer.UNKNOWN
+        return Verdict.DONE
+    if answer is Answer.LOST and (newer := deliver.renamed(daemon.spool, live.at)):
+        live.at = newer
+        return Verdict.AGAIN
+    return Verdict.AGAIN if answer is Answer.UNKNOWN else Verdict.DONE

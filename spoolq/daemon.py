@@ -8,13 +8,13 @@ Invariant: killing this at any line loses nothing: the entry's place, the runner
 all that a new daemon needs (see `recover`). Nothing is claimed while unable to beat.
 """
 
+import contextlib
 import logging
 import os
 import random
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from spoolq import __version__, claim, control, deliver, host, recover, resources, schedule, service
@@ -22,9 +22,11 @@ from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
+from spoolq.errors import TryAgain
 from spoolq.intake import Intake
 from spoolq.job import Job
 from spoolq.launch import Launcher
+from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
@@ -35,27 +37,6 @@ log = logging.getLogger("spoolq")
 
 MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
-
-
-@dataclass(slots=True)
-class Live:
-    """A job that this node has claimed: where its entry is, what it holds, and what it is doing."""
-
-    at: Placed
-    job: Job | None
-    outputs: tuple[int, ...] = ()
-    scratch: str = ""
-    requeue: bool = False
-    rss_mb: int = 0
-    followed_until: float = 0.0  # s of CLOCK_BOOTTIME
-
-
-@dataclass(slots=True, kw_only=True)
-class Limits:
-    """How long the daemon runs: `--once`, `--idle-exit`."""
-
-    once: bool = False
-    idle_exit_s: float | None = None
 
 
 class Daemon:
@@ -85,8 +66,9 @@ class Daemon:
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.wake, self.stopping, self.renewed, self.troubled = wake, False, False, False
-        self.family = Family.connect(state_dir)
+        self.wake, self.stopping, self.renewed = wake, False, False
+        self.sure = self.troubled = False  # sure: what is live here is what the runner knows
+        self.family, self.connected = Family.connect(state_dir), True
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
@@ -97,6 +79,7 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.whys: dict[int, tuple[float, str]] = {}
+        self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
         self.looked = False  # since the last work, the queue had nothing that could start here
         self.intake = Intake(
@@ -112,27 +95,44 @@ class Daemon:
 
     def run(self) -> int:
         """Until told to stop, or nothing is left to do if so asked; jobs that run go on running."""
-        recover.come_up(self)
-        self.compare_notes()
-        self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+        self.begin()
+        if not self.sure:
+            return 0  # told to stop before it had begun
         self.publish(self.presence.state)
         service.notify("READY=1\nSTATUS=serving " + self.spool.root)
         log.info("up node=%s spool=%s lends %s", self.node, self.spool.root, resources.show(self.capacity))
         while not self.stopping:
-            try:
-                self.step()
-            except Gone:
-                log.warning("runner gone, connecting to its successor")
-                self.family = Family.connect(self.state_dir)
-                self.part("compare notes", self.compare_notes)
-            if self.troubled:
-                self.troubled = False
-                self.pause(1.0)
+            self.turn()
             if self.finished():
                 break
             claim.prepare_ahead(self)
             self.pause(self._timeout())
         return self.close()
+
+    def begin(self) -> None:
+        """Arrive on the node, and find out what an earlier daemon has left."""
+        recover.come_up(self)
+        recover.compare_notes(self)
+        if self.sure:
+            self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+
+    def turn(self) -> None:
+        """One step, whatever happens in it."""
+        try:
+            if not self.connected:
+                self.family, self.connected = Family.connect(self.state_dir), True
+            if not self.sure:
+                recover.compare_notes(self)
+            if self.sure:
+                self.step()
+        except Gone:
+            log.warning("runner gone, connecting to its successor")
+            self.connected = self.sure = False
+        except (OSError, TryAgain) as error:
+            self.trouble("recovery", error)
+        if self.troubled:
+            self.troubled = False
+            self.pause(1.0)
 
     def step(self) -> None:
         """One turn; a part that the spool refuses is done again in a later turn and keeps back no other."""
@@ -154,10 +154,14 @@ class Daemon:
             self.part("drop", self.admit, now)
         if self.due("measure", now, MEASURE_S):
             self.measure()
+        if self.unsettled:
+            self.part("claims", claim.settle_claims, self)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
-            self.part("claims", claim.settle_claims, self)
-            self.part("ghosts", recover.look_for_ghosts, self)
+            if self.presence.twin:
+                log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
+            else:
+                self.part("ghosts", recover.look_for_ghosts, self)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -169,10 +173,14 @@ class Daemon:
         except Gone:
             raise
         except OSError as error:
-            log.warning("spool %s error=%s file=%s", what, error.strerror, error.filename or "-")
-            self.troubled = True
+            self.trouble(what, error)
             return False
         return True
+
+    def trouble(self, what: str, error: Exception) -> None:
+        """Say it, and do not hurry."""
+        log.warning("spool %s error=%s file=%s", what, error, getattr(error, "filename", None) or "-")
+        self.troubled = True
 
     def admit(self, now: float) -> None:
         """Make jobs of what was dropped."""
@@ -257,9 +265,6 @@ class Daemon:
                 self.take_refusal(message["id"], message["attempt"], message["why"])
             case "usage":
                 self.take_usage(message)
-            case "known":
-                recover.reconcile(self, message["jobs"])
-                self.renew(message["version"])
             case _:
                 pass
 
@@ -271,18 +276,6 @@ class Daemon:
             say_program(self.state_dir)
             self.family.send({"op": "reexec"})
 
-    def compare_notes(self) -> None:
-        """After connecting: what the runner knows, against what lies on this node."""
-        until = self.presence.began + self.policy.fence_s
-        self.family.hello(version=__version__, lease=until, fence=until)
-        while not self.stopping:
-            messages = self.family.receive()
-            for message in messages:  # ends may follow in the same breath
-                self.take(message)
-            if any(message["op"] == "known" for message in messages):
-                return
-            self.pause(1.0)
-
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
         live = self.live.get(job_id)
@@ -291,7 +284,8 @@ class Daemon:
         del self.live[job_id]
         if live.scratch:
             self.scratch.give_back(live.scratch)
-        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue)
+        lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
         self.ended.append(item)
         self.last_work = host.boottime()
         self.looked = self.limits.once and self.looked
@@ -299,20 +293,21 @@ class Daemon:
             self._due["queue"] = 0.0
 
     def take_refusal(self, job_id: int, attempt: int, why: str) -> None:
-        """The runner did not start it (lease over, local disk full): give the entry back."""
+        """The runner did not start it (lease over, local disk full): the entry is given back, if it agrees."""
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
         log.warning("refused job=%d why=%s", job_id, why)
         self.drop_live(live)
-        self.spool.give_back(live.at)
+        self.sure = False
         self._due["queue"] = host.boottime() + claim.IDLE_POLL_S
 
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
         self.live.pop(live.at.entry.id, None)
         for fd in live.outputs:
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
         live.outputs = ()
         if live.scratch:
             self.scratch.give_back(live.scratch)
@@ -321,7 +316,8 @@ class Daemon:
 
     def has_room(self) -> bool:
         """Whether it makes sense to look at the queue at all."""
-        if self.stopping or self.presence.draining or self.presence.full or (self.limits.once and self.looked):
+        away = self.presence.draining or self.presence.full or self.presence.twin
+        if self.stopping or away or (self.limits.once and self.looked):
             return False
         return self.free().get(resources.CPUS, 0) > 0
 
@@ -350,21 +346,19 @@ class Daemon:
     # --- delivering
 
     def deliver_ended(self) -> None:
-        """Deliver what ended; what fails stays for a later turn."""
+        """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
         try:
-            again = [item for item in self.ended if item.requeue]
-            through = [item for item in again if recover.requeue_ended(self, item)]
-            through += deliver.deliver(self.spool, self.node, [item for item in self.ended if not item.requeue])
+            deliver.deliver(self.spool, self.node, self.ended, lambda item: recover.requeue_ended(self, item))
             self._retry_s = RETRY_S[0]
+        finally:
+            through = [item for item in self.ended if item.through]
+            self.ended = [item for item in self.ended if not item.through]
             for item in through:
                 entry = item.at.entry
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
-            gone = {id(item) for item in through}
-            self.ended = [item for item in self.ended if id(item) not in gone]
-        finally:
             recover.note_lost(self)
-        self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
+            self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
     # --- measuring
 

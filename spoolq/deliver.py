@@ -10,8 +10,10 @@ Invariant: an entry reaches done/ only after its result is durable; a failed ste
 be tried again, for ever, with the result safe in the node's journal.
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,8 @@ from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
 OUTPUT_LOST = "output"  # the reason of an end whose output could not be written
+
+log = logging.getLogger("spoolq")
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class Finished:
     target: Placed | None = None
     recorded: bool = False
     late: bool = False
+    through: bool = False
+    record: dict[str, Any] | None = None
     result: bytes = b""
     line: bytes = b""
     requeue: bool = False
@@ -61,10 +67,14 @@ def read_job(spool: Spool, job_id: int) -> Job | None:
 
 
 def prepare(item: Finished, node: str) -> None:
-    """Build the result and the history line, once."""
+    """Build the result and the history line, once for each name that the entry has."""
     if item.result:
         return
-    item.result, item.line = _texts(item.at.entry, item.ended, item.job, node)
+    if item.record is None:
+        item.result, item.line = _texts(item.at.entry, item.ended, item.job, node)
+    else:
+        item.result = result.rebuild(item.record)
+        item.line = result.build({**item.record, "gen": item.at.entry.gen + 1})
 
 
 def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | None) -> tuple[bytes, bytes]:
@@ -74,36 +84,39 @@ def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | Non
     return result.build(found), result.history_line({**found, "gen": entry.gen + 1}, job)
 
 
-def deliver(spool: Spool, node: str, items: Sequence[Finished]) -> list[Finished]:
+def deliver(
+    spool: Spool, node: str, items: Sequence[Finished], requeue: Callable[[Finished], bool] = lambda _: False
+) -> list[Finished]:
     """
     Deliver what ended; the batch shares one fsync.
 
+    Args:
+        requeue: for those that are to run again instead; whether one is through.
+
     Returns:
-        The items that are through (done, or late); the others stay and are tried again.
+        The items that are `through` (done, or late); the others stay and are tried again.
 
     Raises:
-        OSError: the spool refused or does not answer; nothing is lost, call again later. What refuses
-            one item only does not keep back the others.
+        OSError: the spool refused or does not answer in at least one case; nothing is lost, call again later.
     """
     for item in items:
-        _sync_outputs(item)
-        prepare(item, node)
-    new = [item for item in items if not item.recorded]
+        if not item.requeue:
+            _sync_outputs(item)
+            prepare(item, node)
+    new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
         spool.record(today(), node, [item.line for item in new])
         for item in new:
             item.recorded = True
-    through: list[Finished] = []
-    refused: OSError | None = None
+    failed: OSError | None = None
     for item in items:
         try:
-            if _commit(spool, item):
-                through.append(item)
-        except OSError as error:
-            refused = error
-    if refused and not through:
-        raise refused
-    return through
+            item.through = item.through or (requeue(item) if item.requeue else _commit(spool, item))
+        except OSError as error:  # perhaps this job alone: the others need not wait
+            failed = failed or error
+    if failed:
+        raise failed
+    return [item for item in items if item.through]
 
 
 def _sync_outputs(item: Finished) -> None:
@@ -130,14 +143,36 @@ def _commit(spool: Spool, item: Finished) -> bool:
     answer = spool.settle(item.at, item.target) if item.target is not None else None
     if answer is None:
         answer, item.target = spool.finish(item.at, item.ending)
-    if answer is Answer.UNKNOWN:
+    if answer is Answer.UNKNOWN or (answer is Answer.LOST and found_again(spool, item)):
         return False
-    if answer is Answer.LOST:
-        item.late = True
-        home.keep_late(spool.root, item.at.entry.id, item.at.entry.attempt, item.result)
-    else:
-        home.publish_result(spool.root, item.at.entry.id, item.result, sync=False)
+    root, entry = spool.root, item.at.entry
+    with contextlib.suppress(FileNotFoundError):  # somebody removed its home: history has the result
+        if answer is Answer.LOST:
+            item.late = True
+            home.keep_late(root, entry.id, entry.attempt, item.result)
+        else:
+            home.publish_result(root, entry.id, item.result, sync=False)
     return True
+
+
+def found_again(spool: Spool, item: Finished) -> bool:
+    """Whether the entry of a lost rename still lies where it was; then the item is about its present name."""
+    newer = renamed(spool, item.at)
+    if newer is not None:
+        item.at, item.target = newer, None
+        item.result, item.line, item.recorded = b"", b"", False
+    return newer is not None
+
+
+def renamed(spool: Spool, at: Placed) -> Placed | None:
+    """
+    An entry in its place under a later name: an edit whose outcome was unknown was carried out.
+
+    Where a node's entries lie only the node renames, so a rename that it lost is first of all one of its own.
+    """
+    entry = at.entry
+    same = [e for e in spool.entries(at.place) if (e.id, e.attempt) == (entry.id, entry.attempt) and e.gen > entry.gen]
+    return Placed(at.place, same[-1]) if same else None
 
 
 def finish_unstarted(spool: Spool, at: Placed, ending: str, detail: str, writer: str) -> Answer:
@@ -152,7 +187,8 @@ def finish_unstarted(spool: Spool, at: Placed, ending: str, detail: str, writer:
     """
     answer, _ = spool.finish(at, ending)
     if answer is Answer.WON:
-        write_unstarted(spool, at.entry, ending, detail, writer)
+        with contextlib.suppress(OSError):  # it has ended all the same
+            write_unstarted(spool, at.entry, ending, detail, writer)
     return answer
 
 
@@ -168,12 +204,40 @@ def write_unstarted(spool: Spool, entry: Entry, ending: str, detail: str, writer
 def recorded_lines(spool: Spool, node: str, newest: int = 3) -> dict[tuple[int, int], dict[str, Any]]:
     """(id, attempt) -> record in this node's newest history files: what a crash may have left half delivered."""
     own = [name for name in spool.history_files() if name.partition(".")[2] == f"{node}.jsonl"]
-    records: Iterable[dict[str, Any]] = ()
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for name in own[-newest:]:
-        records = history.parse(spool.read_history(name))
-        found.update({(record["id"], record["attempt"]): record for record in records})
+        try:
+            records = history.parse(spool.read_history(name))
+        except OSError as error:  # what cannot be read proves nothing
+            log.warning("history file=%s error=%s", name, error.strerror)
+            continue
+        for record in records:
+            key = (record["id"], record["attempt"])
+            if _gen(record) >= _gen(found.get(key, {})):
+                found[key] = record
     return found
+
+
+def proof(recorded: Mapping[tuple[int, int], dict[str, Any]], entry: Entry) -> dict[str, Any] | None:
+    """
+    The record that says that this attempt has ended, though its entry is not in done/ yet.
+
+    It is about a rename of the entry as it is, or as it was one rename ago: taken into reaping/ since,
+    or edited by a rename that was given up on. Any other is about another attempt of the same number.
+    """
+    record = recorded.get((entry.id, entry.attempt))
+    if record is None or _gen(record) - entry.gen not in (0, 1):
+        return None
+    with contextlib.suppress(SpoolqError, ValueError):  # of a newer format, or no number
+        code = record.get("exit_code")
+        if result.parse(result.rebuild(record)) and (code is None or (type(code) is int and 0 <= code <= 255)):
+            return record
+    return None
+
+
+def _gen(record: Mapping[str, Any]) -> int:
+    gen = record.get("gen")
+    return gen if type(gen) is int else -1
 
 
 def today() -> str:

@@ -11,6 +11,7 @@ the fencing number. `attempt` counts executions, from 1.
 Invariant: parse(format(e)) == e; a text that is not exactly a name is None, never a guess.
 """
 
+import contextlib
 import re
 from typing import Any, NamedTuple
 
@@ -30,8 +31,9 @@ HELD = {"HU": "JobHeldUser", "HA": "JobHeldAdmin", "HD": "Dependency", "HB": "Be
 
 _NAME = re.compile(r"(\d{3})\.(\d{1,12})\.(\d{1,9})\.(\d{1,6})~([A-Za-z0-9._,=@-]*)~([A-Za-z0-9._=@-]*)")
 _ENDING = re.compile(r"exit\d{1,3}|signal\d{1,3}|timeout|oom|cancelled|nodefail")
-_NUMBER_FACT = re.compile(r"([cmt])(\d+(?:\.\d+)?)")
-_RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d+(?:\.\d+)?)")
+# as many digits as `resources.parse_amount` reads
+_NUMBER_FACT = re.compile(r"([cmt])(\d{1,12}(?:\.\d{1,6})?)")
+_RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d{1,12}(?:\.\d{1,6})?)")
 _CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 
@@ -123,6 +125,16 @@ def format_name(entry: Entry) -> str:
     if len(name) > MAX_NAME:
         raise ValueError(f"entry name of {len(name)} bytes: {name}")
     return name
+
+
+def fitting(entry: Entry) -> Entry:
+    """The entry with a name that is not too long: the label gives way, then what only schedulers look at."""
+    usual = {name: amount for name, amount in entry.wants.items() if name in (CPUS, MEM)}
+    for shorter in (entry, entry._replace(label=""), entry._replace(label="", wants=usual)):
+        with contextlib.suppress(ValueError):
+            format_name(shorter)
+            return shorter
+    return entry
 
 
 def parse_name(name: str) -> Entry | None:

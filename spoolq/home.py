@@ -8,6 +8,7 @@ Invariant: nothing here is state; deleting a home changes no job's state.
 
 import contextlib
 import errno
+import json
 import os
 
 from spoolq import fsops
@@ -155,10 +156,22 @@ def publish_result(root: str, job_id: int, data: bytes, *, sync: bool) -> None:
 
 
 def set_aside(root: str, job_id: int, attempt: int) -> None:
-    """Keep an earlier attempt's result as `result.<attempt>.json`, before the job runs again."""
-    path = path_of(root, job_id)
-    with contextlib.suppress(FileNotFoundError):
-        fsops.move(f"{path}/result.json", f"{path}/result.{attempt}.json")
+    """
+    Keep an earlier attempt's result as `result.<attempt>.json`, before the job runs again.
+
+    Args:
+        attempt: the one that ended; a result of a later one, by whoever was faster, stays.
+    """
+    data = read_result(root, job_id)
+    if data is None:
+        return
+    try:
+        of_attempt = int(json.loads(data)["attempt"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        of_attempt = attempt
+    if of_attempt <= attempt:
+        path = path_of(root, job_id)
+        fsops.move(f"{path}/result.json", f"{path}/result.{of_attempt}.json")
 
 
 def keep_late(root: str, job_id: int, attempt: int, data: bytes) -> None:

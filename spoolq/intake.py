@@ -9,6 +9,7 @@ Invariant: at every moment the file or its job exists, never two jobs (model: te
 beforehand, the obvious way, makes two jobs when a silent node's files are taken over).
 """
 
+import logging
 import os
 import pwd
 import re
@@ -24,8 +25,11 @@ from spoolq.fsops import Answer
 from spoolq.job import Job
 from spoolq.spool import Spool
 
+log = logging.getLogger("spoolq")
+
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
 EMPTY_S = 60.0  # an empty file may still be filled for so long
+REFUSED_S = 60.0  # before what cannot be taken is tried again
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
 _PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
@@ -82,6 +86,8 @@ class Intake:
         self.base, self.check = base, check
         self._seen: dict[str, _Seen] = {}
         self._tags = 0
+        self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
+        self._spare: list[int] = []  # homes of admissions that failed
         self.unfinished = True  # look into admit/ at the first step: an earlier daemon may have died
 
     def step(self, now: float) -> int:
@@ -98,9 +104,10 @@ class Intake:
                 admitted += self._admit_one(name)
         present = fsops.names(f"{self.spool.root}/drop")
         self._seen = {name: seen for name, seen in self._seen.items() if name in present}
+        self._refused = {name: until for name, until in self._refused.items() if now < until and name in present}
         for name in sorted(present):
-            if not name.endswith(NOT_JOBS) and self._ready(name, now):
-                admitted += self._take(name)
+            if not name.endswith(NOT_JOBS) and name not in self._refused and self._ready(name, now):
+                admitted += self._take(name, now)
         return admitted
 
     def _admit(self, name: str = "") -> str:
@@ -140,11 +147,16 @@ class Intake:
             return False
         return True
 
-    def _take(self, name: str) -> int:
+    def _take(self, name: str, now: float) -> int:
         self._tags += 1
         tag = f"{time.time_ns():x}{os.getpid():x}{self._tags:x}"
         admitted = f"{tag}~{quote(name)}"
-        answer = fsops.move(f"{self.spool.root}/drop/{name}", self._admit(admitted), tries=1)
+        try:
+            answer = fsops.move(f"{self.spool.root}/drop/{name}", self._admit(admitted), tries=1)
+        except OSError as error:  # a mount point, or not ours to move: it stops no other
+            log.warning("cannot take drop/%s error=%s", name, error.strerror)
+            self._refused[name] = now + REFUSED_S
+            return 0
         self._seen.pop(name, None)
         if answer is Answer.UNKNOWN:
             self.unfinished = True
@@ -169,7 +181,7 @@ class Intake:
             return 0
 
     def _commit(self, name: str, original: str, job: Job, script: bytes | None) -> int:
-        job_id = home.allocate(self.spool.root)
+        job_id = self._spare.pop() if self._spare else home.allocate(self.spool.root)
         try:
             home.fill(self.spool.root, job_id, jobfile.format_job(job), script=script, entry=False)
             # before the commit: a dropper must not wait for ever; after a crash it is written again
@@ -177,6 +189,7 @@ class Intake:
             answer, at = self.spool.submit_file(f"nodes/{self.node}/admit/{name}", job.entry(job_id))
         except OSError:
             home.discard(self.spool.root, job_id)
+            self._spare.append(job_id)
             raise
         if answer is not Answer.WON:
             self.unfinished = True  # look again: still here, or queued and already claimed
@@ -188,14 +201,15 @@ class Intake:
         """Beside the dropped file's place; the job exists whether or not this can be written."""
         try:
             fsops.publish(f"{self.spool.root}/drop/{name}", text.encode(), sync=False)
-        except OSError:
+        except (OSError, ValueError):
             return
 
     def _reject(self, name: str, original: str, tag: str, why: str) -> None:
         why = "".join(c if c.isprintable() else repr(c)[1:-1] for c in why)  # it quotes the name, and people `cat` it
         target = f"{quote(original)}.{tag}"
         fsops.publish(f"{self.spool.root}/rejected/{target}.why", why.encode() + b"\n")
-        fsops.move(self._admit(name), f"{self.spool.root}/rejected/{target}")
+        if fsops.move(self._admit(name), f"{self.spool.root}/rejected/{target}") is Answer.UNKNOWN:
+            self.unfinished = True
         self._answer(f"{original}.why", f"{why}\nThe file is now rejected/{target}\n")
 
     def _parse(self, name: str, path: str) -> tuple[Job, bytes | None]:

@@ -7,6 +7,7 @@ and open descriptors: the runner itself never opens a path of the spool.
 """
 
 import contextlib
+import errno
 import os
 import pwd
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from spoolq import environment, fsops, home, host, jobfile
 from spoolq.config import Policy
 from spoolq.entry import Entry
-from spoolq.errors import JobFileError, Misconfigured
+from spoolq.errors import JobFileError
 from spoolq.job import Job
 from spoolq.resources import MEM, UNIT
 from spoolq.spool import Spool
@@ -43,6 +44,10 @@ class Prepared:
     interpreter: tuple[str, ...] = ()
     problem: str = ""
     missing: str = ""
+
+
+def _hopeless(problem: str) -> Prepared:
+    return Prepared(Job(command=("?",)), environment.Shared((), (), True), problem=problem)
 
 
 class Launcher:
@@ -86,8 +91,12 @@ class Launcher:
             env = environment.shared(packed or b"", () if packed else self._base)
             # the interpreter is run on the copy, so that a spool mounted noexec does not matter
             interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
-        except (JobFileError, Misconfigured) as error:
-            return Prepared(Job(command=("?",)), environment.Shared((), (), True), problem=str(error))
+        except JobFileError as error:
+            return _hopeless(str(error))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EFBIG):
+                raise
+            return _hopeless(f"{error.filename}: {error.strerror}")
         missing = "" if os.path.isdir(job.chdir) else job.chdir
         search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
         return Prepared(job, env, search, tuple(interpreter), missing=missing)
@@ -108,7 +117,11 @@ class Launcher:
         if job.output is not None:
             self._leave_link(entry.id, "stdout", path)
         if job.error is None and job.output is not None:
-            return [out, os.dup(out)]
+            try:
+                return [out, os.dup(out)]
+            except OSError:
+                fsops.close(out)
+                raise
         try:
             path = home.output_path(root, entry.id, job.error, "stderr", names, job.chdir)
             err = fsops.open_output(path, append_to=again)

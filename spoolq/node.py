@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from spoolq import arguments, cgroup, host, local, resources, service, where
 from spoolq.arguments import Flag
 from spoolq.config import Settings
-from spoolq.daemon import Daemon, Limits
+from spoolq.daemon import Daemon
 from spoolq.errors import UsageError
+from spoolq.live import Limits
 from spoolq.resources import CPUS, MEM, Amounts
 from spoolq.spool import NODE_NAME
 from spoolq.wake import Wake

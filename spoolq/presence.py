@@ -3,14 +3,22 @@ What a node says of itself: its heartbeat, and node.json with what it has, lends
 
 The heartbeat is a counter, never a time: others judge it by their own clocks. `began` is when the last
 successful beat began, on CLOCK_BOOTTIME; the right to start jobs counts from there (`lease`).
+Two machines of one name would take each other's jobs for their own leftovers, so a node waits if the
+last heartbeat is not of this machine (whose lock says that its own last daemon is dead), and claims
+nothing while it finds a heartbeat that it did not write.
 """
 
+import contextlib
 import os
+import secrets
 from typing import Any
 
 from spoolq import __version__, fsops, host
+from spoolq.errors import TryAgain
+from spoolq.lease import LATE
 from spoolq.spool import Spool
 
+INSTANCES = 20  # of earlier daemons on this machine that are remembered
 LOCAL_FREE_MB = 64  # less on the local disk and results could not be kept: nothing is claimed
 
 
@@ -21,16 +29,41 @@ class Presence:
         """Nothing is written yet."""
         self.spool, self.node, self.beat_s = spool, node, beat_s
         self.min_free_mb, self.state_dir = min_free_mb, state_dir
-        self.instance = f"{host.boot_id()[:8]}-{os.getpid()}"
+        self.instance = f"{host.boot_id()[:8]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.began = 0.0
         self.full = self.draining = False
-        self._beats = 0
+        self.twin = ""  # the instance of another machine that serves under this name
+        self.patience_s = LATE * beat_s  # so long a heartbeat of another machine must stand still
+        self._first: tuple[tuple[int, str], float] | None = None
+        self._beats = self._alone = 0
         self._written: dict[str, Any] = {}
 
     @property
     def state(self) -> str:
         """`up`, `draining` or `full`."""
         return "draining" if self.draining else "full" if self.full else "up"
+
+    def arrive(self) -> bool:
+        """
+        Whether it is certain that no other machine serves under this name; to be asked again until it is.
+
+        Raises:
+            TryAgain: one does.
+        """
+        path, found = os.path.join(self.state_dir, "instance"), self.spool.read_beat(self.node)
+        ours: list[str] = []  # of the latest daemons on this machine; one may have died before its first beat
+        with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+            ours = file.read().split()
+        if found and found[1] not in ours and self.spool.read_node(self.node).get("state") != "stopped":
+            self._first = self._first or (found, host.boottime())
+            if found != self._first[0]:
+                raise TryAgain(f"another machine serves as node {self.node} now: choose another --name")
+            if host.boottime() - self._first[1] < self.patience_s:
+                return False
+        with open(path + ".new", "w", encoding="ascii") as file:
+            file.write(" ".join([*ours[-INSTANCES:], self.instance]))
+        os.rename(path + ".new", path)
+        return True
 
     def beat(self) -> None:
         """
@@ -40,6 +73,12 @@ class Presence:
             OSError: the spool does not answer or is not mounted any more.
             Misconfigured: another spool is mounted there now.
         """
+        found = self.spool.read_beat(self.node) if self._beats else None
+        if found and found[1] != self.instance:
+            self.twin, self._alone = found[1], 0
+        else:
+            self._alone += 1
+            self.twin = self.twin if self._alone < LATE else ""
         began = host.boottime()
         self.spool.check_same()
         self.spool.beat(self.node, self._beats + 1, self.instance)

@@ -15,12 +15,17 @@ import json
 import logging
 import os
 import select
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, fsops, home, host, result
+from spoolq import __version__, control, deliver, fsops, home, host, result
+from spoolq.channel import Gone
 from spoolq.deliver import Finished
-from spoolq.errors import NotFound
+from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
+from spoolq.live import Live
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -28,25 +33,80 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spoolq")
 
+REPAIR = 1000  # newest results that a power loss may have torn
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_S = 5.0  # between looks, at start, whether a full spool takes a heartbeat
+FULL_S, TWIN_S = 5.0, 1.0  # between looks, at start: whether a full spool takes a heartbeat, whether a twin beats
+Key = tuple[int, int]
+
+
+@dataclass
+class Known:
+    """What is known beside the entries: by the runner, by users who asked for something, by history."""
+
+    daemon: "Daemon"
+    jobs: dict[Key, dict[str, Any]]
+    wishes: dict[Key, str]
+
+    @cached_property
+    def recorded(self) -> dict[Key, dict[str, Any]]:
+        """Read only if it is needed: a busy node writes much in a day."""
+        return deliver.recorded_lines(self.daemon.spool, self.daemon.node)
+
+    def state(self, key: Key) -> str:
+        """What the runner says of an attempt: `running`, `ended`, `doubtful`, or empty."""
+        return str(self.jobs[key]["state"]) if key in self.jobs else ""
+
+
+@contextlib.contextmanager
+def spared(at: Placed) -> Iterator[None]:
+    """What one entry meets stops no other; it stays as it is, and is looked at again with the next beat."""
+    try:
+        yield
+    except Gone:
+        raise
+    except (OSError, SpoolqError) as error:
+        log.warning("not recovered job=%d attempt=%d error=%s", at.entry.id, at.entry.attempt, error)
 
 
 def come_up(daemon: "Daemon") -> None:
-    """Enter the spool and beat; one that is full is asked until it is not, since jobs run and their ends wait here."""
+    """
+    Enter the spool and beat, once it is certain that no other machine serves as this node.
+
+    A spool that is full is asked until it is not, since jobs run and their ends wait here.
+    """
     while not daemon.stopping:
+        wait_s = TWIN_S
         try:
             daemon.spool.enter_node(daemon.node)
-            daemon.presence.beat()
-            return
+            if daemon.presence.arrive():
+                daemon.presence.beat()
+                return
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.warning("spool error=%s: waiting for room", error.strerror)
+            wait_s = FULL_S
         poller = select.poll()
         poller.register(daemon.wake.fileno(), select.POLLIN)
-        poller.poll(FULL_S * 1000)
+        poller.poll(wait_s * 1000)
         daemon.wake.clear()
+
+
+def compare_notes(daemon: "Daemon") -> None:
+    """Ask the runner what it knows, and compare that with what lies on this node; nothing is started meanwhile."""
+    daemon.sure = False
+    until = daemon.presence.began + daemon.policy.fence_s
+    daemon.family.hello(version=__version__, lease=until, fence=until)
+    while not (daemon.sure or daemon.stopping):
+        for message in daemon.family.receive():  # ends may follow in the same breath
+            if message["op"] == "known":
+                reconcile(daemon, message["jobs"])
+                daemon.renew(message["version"])
+                daemon.sure = True
+            else:
+                daemon.take(message)
+        if not daemon.sure:
+            daemon.pause(1.0)
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
@@ -54,36 +114,53 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     Compare the entries on this node with what the runner knows, and act on every difference.
 
     Args:
-        jobs: the runner's `known` message.
+        jobs: the runner's `known` message, and nothing was started since it was written.
     """
-    known = {(job["id"], job["attempt"]): job for job in jobs}
-    recorded = deliver.recorded_lines(daemon.spool, daemon.node)
-    for at in daemon.spool.on_node(daemon.node, "reaping"):
-        decide(daemon, at, recorded)
+    known = Known(daemon, {(job["id"], job["attempt"]): job for job in jobs}, control.wishes(daemon))
     here = set()
-    for at in daemon.spool.on_node(daemon.node):
-        key = (at.entry.id, at.entry.attempt)
-        here.add(key)
+    for at in daemon.spool.on_node(daemon.node, "reaping"):
+        here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
-            take_over(daemon, at, known.get(key), recorded)
-    gone = [key for key, job in known.items() if key not in here and job["state"] == "ended"]
-    for job_id, attempt in gone:
-        complete_result(daemon, job_id, known[job_id, attempt])
-    daemon.family.send({"op": "forget", "jobs": [list(key) for key in gone]})
+            with spared(at):
+                decide(daemon, at, known)
+    for at in daemon.spool.on_node(daemon.node):
+        here.add((at.entry.id, at.entry.attempt))
+        if not is_pending(daemon, at.entry.id):
+            with spared(at):
+                take_over(daemon, at, known)
+    for live in list(daemon.live.values()):
+        key = (live.at.entry.id, live.at.entry.attempt)
+        if key not in here and key not in known.jobs:
+            daemon.drop_live(live)  # somebody took the entry away, and nothing runs
+    for key in known.jobs.keys() - here:
+        complete_result(daemon, key, known)
     if not journal_of_this_boot(daemon.state_dir):
-        repair_results(daemon, recorded)
+        repair_results(daemon, known.recorded)
         mark_boot(daemon.state_dir)
 
 
-def complete_result(daemon: "Daemon", job_id: int, job: dict[str, Any]) -> None:
-    """An end whose entry is not here any more: committed, and perhaps we died before its result.json."""
-    with contextlib.suppress(NotFound):
-        at = daemon.spool.find(job_id)
-        ended_here = at.top == "done" and at.entry.attempt == job["attempt"]
-        if ended_here and home.read_result(daemon.spool.root, job_id) is None:
-            item = Finished(at, job["ended"], deliver.read_job(daemon.spool, job_id))
+def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
+    """An attempt whose entry is not here any more: committed, and perhaps we died before its result.json."""
+    if known.state(key) == "running":
+        return
+    try:
+        at = daemon.spool.find(key[0])
+        ended_here = at.top == "done" and at.entry.attempt == key[1] and known.state(key) == "ended"
+        if ended_here and home.read_result(daemon.spool.root, key[0]) is None:
+            item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
             deliver.prepare(item, daemon.node)
-            home.publish_result(daemon.spool.root, job_id, item.result, sync=False)
+            home.publish_result(daemon.spool.root, key[0], item.result, sync=False)
+    except (NotFound, FileNotFoundError):
+        pass  # swept, or its home is gone
+    except OSError as error:
+        log.warning("not completed job=%d attempt=%d error=%s", *key, error)
+        return
+    forget(daemon, key)
+
+
+def forget(daemon: "Daemon", key: Key) -> None:
+    """The runner need not keep it any longer."""
+    daemon.family.send({"op": "forget", "jobs": [list(key)]})
 
 
 def is_pending(daemon: "Daemon", job_id: int) -> bool:
@@ -91,69 +168,99 @@ def is_pending(daemon: "Daemon", job_id: int) -> bool:
     return any(item.at.entry.id == job_id for item in daemon.ended)
 
 
-def take_over(
-    daemon: "Daemon",
-    at: Placed,
-    job: dict[str, Any] | None,
-    recorded: dict[tuple[int, int], dict[str, Any]],
-) -> None:
+def take_over(daemon: "Daemon", at: Placed, known: Known) -> None:
     """One entry in running/<me>: adopt, deliver, give back or decide."""
-    from spoolq.daemon import Live
-
     entry = at.entry
     key = (entry.id, entry.attempt)
-    if job is not None and job["state"] in ("running", "ended"):
-        if entry.id not in daemon.live:
-            outputs = home.reopen_outputs(daemon.spool.root, entry.id)
-            known = deliver.read_job(daemon.spool, entry.id)
-            daemon.live[entry.id] = Live(at, known, outputs, scratch=job.get("scratch") or "")
-            log.info("adopted job=%d attempt=%d %s", entry.id, entry.attempt, job["state"])
-        if job["state"] == "ended":
-            if detail := read_lost(daemon.state_dir).get(f"{entry.id}.{entry.attempt}"):
-                deliver.mark_lost(job["ended"], detail)
-            daemon.take_end(entry.id, entry.attempt, job["ended"])
-    elif key in recorded:
-        finish_recorded(daemon, at, recorded[key])
-    elif job is None and entry.name in daemon.claims:
-        if live := daemon.live.get(entry.id):
-            daemon.drop_live(live)
-        log.info("gave back job=%d attempt=%d: it had not started", entry.id, entry.attempt)
-        daemon.spool.give_back(at)
+    if known.state(key) in ("running", "ended"):
+        adopt(daemon, at, known)
+        return
+    if live := daemon.live.get(entry.id):
+        daemon.drop_live(live)
+    if not known.state(key) and entry.name in daemon.claims:
+        log.info("giving back job=%d attempt=%d: it had not started", *key)
+        give_back(daemon, at)
+    elif record := deliver.proof(known.recorded, entry):
+        finish_recorded(daemon, at, record)
     else:
-        if live := daemon.live.get(entry.id):
-            daemon.drop_live(live)
         answer, taken = daemon.spool.reap(at, daemon.node)
         if answer is Answer.WON:
-            decide(daemon, taken, recorded)
+            decide(daemon, taken, known)
 
 
-def decide(daemon: "Daemon", at: Placed, recorded: dict[tuple[int, int], dict[str, Any]]) -> None:
+def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
+    """A job that the runner has: it goes on, or its end is delivered."""
+    key = (at.entry.id, at.entry.attempt)
+    job = known.jobs[key]
+    live = daemon.live.get(key[0])
+    if live is not None and live.at.entry.attempt != key[1]:
+        daemon.drop_live(live)
+        live = None
+    if live is None:
+        outputs = home.reopen_outputs(daemon.spool.root, key[0])
+        read = deliver.read_job(daemon.spool, key[0])
+        live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
+        log.info("adopted job=%d attempt=%d %s", *key, job["state"])
+    live.at, live.asked = at, False
+    if wish := known.wishes.get(key):
+        live.requeue = wish == "requeue"
+    if job["state"] == "ended":
+        if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
+            deliver.mark_lost(job["ended"], detail)
+        daemon.take_end(*key, job["ended"])
+        return
+    stage = {True: "running", False: "paused"}[at.entry.suspended]
+    if job.get("stage") == stage:  # the runner that was told so did not live to do it
+        verb = "suspend" if at.entry.suspended else "resume"
+        daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
+
+
+def give_back(daemon: "Daemon", at: Placed) -> None:
+    """
+    A claim that did not start; what cannot be given back now is a ghost for the next look.
+
+    The listing that it was claimed from is not used again: the give-back may still be on its way, and
+    the same claim, made once more, would then seem to be won.
+    """
+    daemon.candidates = [other for other in daemon.candidates if other.entry.id != at.entry.id]
+    daemon.spool.give_back(at)
+
+
+def decide(daemon: "Daemon", at: Placed, known: Known) -> None:
     """An entry in reaping/<me> of an attempt that may have started and will never end by itself."""
     entry = at.entry
-    if record := recorded.get((entry.id, entry.attempt)):
+    key = (entry.id, entry.attempt)
+    if record := deliver.proof(known.recorded, entry):
         finish_recorded(daemon, at, record)
-    elif entry.rerun == "N":
+        return
+    if known.wishes.get(key) == "kill":
+        detail = f"cancelled by its user; node {daemon.node} had gone down while it ran or was about to"
+        answer = deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
+    elif entry.rerun == "N" and known.state(key) != "ended":  # an end that was seen: a requeue, interrupted
         detail = f"node {daemon.node} went down while it ran or was about to; its user said never to run it again"
-        answer, _ = daemon.spool.finish(at, "nodefail")
-        if answer is Answer.WON:
-            deliver.write_unstarted(daemon.spool, entry, "nodefail", detail, daemon.node)
-        log.warning("node fail job=%d attempt=%d", entry.id, entry.attempt)
+        answer = deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
+        log.warning("node fail job=%d attempt=%d", *key)
     else:
-        run_again(daemon, at)
+        answer = run_again(daemon, at)
+    if answer is not Answer.UNKNOWN and key in known.jobs:
+        forget(daemon, key)
 
 
-def run_again(daemon: "Daemon", at: Placed) -> None:
+def run_again(daemon: "Daemon", at: Placed) -> Answer:
     """Back into the queue as the next attempt, at its old place in line."""
-    home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
-    daemon.spool.requeue(at)
+    with contextlib.suppress(OSError):  # kept for its user; history has it too
+        home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
+    answer, _ = daemon.spool.requeue(at)
     daemon.spool.committed([])
-    log.info("requeued job=%d attempt=%d", at.entry.id, at.entry.attempt + 1)
+    log.info("requeued job=%d attempt=%d %s", at.entry.id, at.entry.attempt + 1, answer.value)
+    return answer
 
 
 def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> None:
-    """Its end is in the history already: only the last rename is missing."""
+    """Its end is in the history already: only the last rename is missing, and a line with its gen."""
     reason = str(record.get("reason") or "").partition(":")[0]
-    item = Finished(at, {**record, "reason": reason}, None, recorded=True, result=result.rebuild(record))
+    item = Finished(at, {**record, "reason": reason}, None, record=record)
+    item.recorded = record["gen"] == at.entry.gen + 1
     daemon.ended.append(item)
 
 
@@ -191,13 +298,13 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         if answer is Answer.UNKNOWN:
             return False
         if answer is Answer.LOST:
-            return True
+            return not deliver.found_again(daemon.spool, item)
         item.at = taken
-    for fd in item.outputs:
-        fsops.close(fd)
-    item.outputs = ()
-    run_again(daemon, item.at)
-    return True
+    while item.outputs:
+        fd, item.outputs = item.outputs[-1], item.outputs[:-1]
+        with contextlib.suppress(OSError):
+            fsops.close(fd)
+    return run_again(daemon, item.at) is not Answer.UNKNOWN
 
 
 def journal_of_this_boot(state_dir: str) -> bool:
@@ -215,40 +322,49 @@ def mark_boot(state_dir: str) -> None:
     os.replace(path + ".new", path)
 
 
-def repair_results(daemon: "Daemon", recorded: dict[tuple[int, int], dict[str, Any]]) -> None:
+def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
     """After a reboot: results that a power loss of a local disk tore are written again from history."""
-    newest: dict[int, dict[str, Any]] = {}
-    for (job_id, attempt), record in recorded.items():
-        if job_id not in newest or newest[job_id]["attempt"] < attempt:
-            newest[job_id] = record
+    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
     for job_id, record in newest.items():
-        path = home.path_of(daemon.spool.root, job_id)
-        if fsops.look(path) is None:
-            continue
-        data = home.read_result(daemon.spool.root, job_id)
-        if data is not None and result.parse(data) is None:
-            home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
-            log.warning("repaired result job=%d", job_id)
+        with contextlib.suppress(OSError, SpoolqError):
+            data = home.read_result(daemon.spool.root, job_id)
+            if data is not None and result.parse(data) is None:
+                home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
+                log.warning("repaired result job=%d", job_id)
 
 
 def look_for_ghosts(daemon: "Daemon") -> None:
-    """An entry here that nobody here knows: a claim given up on that the server carried out later."""
-    if daemon.claims.long:
-        needed = [live.at for live in daemon.live.values()] + [claimed for _, claimed in daemon.unsettled]
-        daemon.claims.keep({at.entry.name for at in needed})
+    """
+    An entry here that this daemon does not handle: a claim given up on that the server carried out later.
+
+    Whether it runs is not told from memory: the runner is asked, and everything compared anew.
+    """
+    running = daemon.spool.on_node(daemon.node)
     unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
-    for at in daemon.spool.on_node(daemon.node):
+    if daemon.claims.long:
+        needed = [*running, *(claimed for _, claimed in daemon.unsettled)]
+        with contextlib.suppress(OSError):  # the local disk is full
+            daemon.claims.keep({at.entry.name for at in needed})
+    for at in (*running, *daemon.spool.on_node(daemon.node, "reaping")):
         entry = at.entry
-        if entry.id in daemon.live or entry.id in unsettled or is_pending(daemon, entry.id):
+        live = daemon.live.get(entry.id)
+        if live and at.top == "running" and live.at.entry.attempt == entry.attempt:
+            live.at = at if entry.gen > live.at.entry.gen else live.at  # an edit that seemed to fail
             continue
-        log.warning("ghost job=%d attempt=%d", entry.id, entry.attempt)
-        take_over(daemon, at, None, {})
+        if entry.id in unsettled or is_pending(daemon, entry.id):
+            continue
+        log.warning("ghost job=%d attempt=%d in=%s", entry.id, entry.attempt, at.top)
+        daemon.sure = False
 
 
 def capacities(daemon: "Daemon") -> dict[str, Any]:
-    """What the other nodes have to lend, as they say."""
-    facts = {node: daemon.spool.read_node(node) for node in daemon.spool.nodes() if node != daemon.node}
-    return {node: known["capacity"] for node, known in facts.items() if "capacity" in known}
+    """What the other nodes have to lend, as they say; what one says wrong is not counted."""
+    found = {}
+    for node in daemon.spool.nodes():
+        said = daemon.spool.read_node(node).get("capacity")
+        if node != daemon.node and isinstance(said, dict):
+            found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
+    return found
 
 
 def sweep(daemon: "Daemon") -> None:

@@ -5,52 +5,81 @@ import time
 from typing import Any
 
 from spoolq import __version__
+from spoolq.channel import Gone
+
+_READY = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)  # always readable
 
 
 class FakeRunner:
-    """What the real runner knows: every start, and every end until it is forgotten."""
+    """
+    What the real runner knows: every start, and every end until it is forgotten.
+
+    Attributes:
+        ends: jobs end as soon as they are started.
+        refuses: starts are refused.
+        deaf: messages lie in the socket unread, and are lost when either end dies.
+        gone: the next word to it finds nobody.
+        said: every message that was read, but for those about leases.
+    """
 
     def __init__(self, *, ends: bool = True) -> None:
         self.jobs: dict[tuple[int, int], dict[str, Any]] = {}
         self.starts: list[tuple[int, int]] = []
         self.ends = ends
+        self.refuses = self.deaf = self.gone = False
+        self.said: list[dict[str, Any]] = []
         self.out: list[dict[str, Any]] = []
 
     def connect(self, state_dir: str, **_: object) -> "FakeFamily":
         """A new daemon: what the old one had not read is gone, what it was told is in `known`."""
-        self.out = []
+        self.out, self.deaf, self.gone = [], False, False
         os.makedirs(state_dir, exist_ok=True)
         return FakeFamily(self)
 
-    def end(self, key: tuple[int, int], exit_code: int = 0) -> None:
+    def end(self, key: tuple[int, int], exit_code: int | None = 0, reason: str = "") -> None:
         """Let a job end."""
         now = time.time()
-        ended = {"exit_code": exit_code, "signal": None, "reason": "", "started": now, "ended": now, "wall_s": 0.0}
+        ended = {"exit_code": exit_code, "signal": None, "reason": reason, "started": now, "ended": now, "wall_s": 0.0}
         ended |= {"rusage": {"user_s": 0.0}, "measured_by": "wait4"}
-        self.jobs[key] |= {"state": "ended", "ended": ended}
+        self.jobs[key] |= {"state": "ended", "stage": "over", "ended": ended}
         self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": ended})
 
     def handle(self, message: dict[str, Any]) -> None:
         """One message of the daemon."""
+        if self.gone:
+            raise Gone("closed by the other end")
+        if self.deaf:
+            return
+        self.said.append(message)
+        key = (message.get("id", 0), message.get("attempt", 0))
+        job = self.jobs.get(key, {})
+        running = job.get("state") == "running"
         match message["op"]:
             case "hello":
-                self.out.append(
-                    {"op": "known", "version": __version__, "jobs": [dict(job) for job in self.jobs.values()]}
-                )
+                jobs = [dict(job) for job in self.jobs.values()]
+                self.out = [{"op": "known", "version": __version__, "jobs": jobs}]
+            case "start" if self.refuses:
+                self.out.append({"op": "refused", "id": key[0], "attempt": key[1], "why": "the lease is over"})
             case "start":
-                key = (message["id"], message["attempt"])
                 assert key not in self.jobs, f"started twice: {key}"
                 self.starts.append(key)
-                self.jobs[key] = {"id": key[0], "attempt": key[1], "state": "running", "ended": None}
+                facts = {"state": "running", "stage": "running", "ended": None, "scratch": message["scratch"]}
+                self.jobs[key] = {"id": key[0], "attempt": key[1], **facts}
                 if self.ends:
                     self.end(key)
-            case "kill":
-                self.end((message["id"], message["attempt"]), 143)
+            case "kill" if running:
+                self.end(key, 143, "cancelled")
+            case "suspend" | "resume" if running:
+                job["stage"] = "paused" if message["op"] == "suspend" else "running"
             case "forget":
-                for key in message["jobs"]:
-                    self.jobs.pop(tuple(key), None)
+                for gone in message["jobs"]:
+                    self.jobs.pop(tuple(gone), None)
             case _:
                 pass
+
+    def heard(self, op: str) -> list[dict[str, Any]]:
+        """The messages of one kind that were read."""
+        return [message for message in self.said if message["op"] == op]
 
 
 class FakeFamily:
@@ -60,10 +89,9 @@ class FakeFamily:
 
     def __init__(self, runner: FakeRunner) -> None:
         self.runner = runner
-        self._ready = os.open("/dev/zero", os.O_RDONLY)
 
     def fileno(self) -> int:
-        return self._ready
+        return _READY
 
     def send(self, message: dict[str, Any], fds: Any = ()) -> None:
         self.runner.handle(message)
@@ -78,6 +106,8 @@ class FakeFamily:
         pass
 
     def receive(self) -> list[dict[str, Any]]:
+        if self.runner.gone:
+            raise Gone("closed by the other end")
         out, self.runner.out = self.runner.out, []
         return out
 

@@ -6,94 +6,20 @@ and once dying just after it took effect, then a new daemon recovers and the inv
 every acknowledged job ended exactly once, was started exactly once, and its result can be read.
 """
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from spoolq import config, daemon, deliver, fsops, home, jobfile, recover
-from spoolq.daemon import Daemon, Limits
-from spoolq.entry import parse_name
+from spoolq import amend, daemon, deliver, recover, steer
+from spoolq.daemon import Daemon
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
-from spoolq.job import Job
-from spoolq.spool import Spool, initialise
-from spoolq.wake import Wake
-from tests.conftest import SPOOL_TEXT
-from tests.fake_family import FakeRunner
+from spoolq.spool import Spool
 from tests.faults import Died, faulty
-
-
-class World:
-    """A spool, a runner that outlives daemons, and what a submitter was told."""
-
-    def __init__(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root, self.state = f"{path}/spool", f"{path}/state"
-        self.chdir = path
-        initialise(self.root, SPOOL_TEXT)
-        self.runner = FakeRunner()
-        self.acknowledged: list[int] = []
-        monkeypatch.setattr(daemon, "Family", self.runner)
-        monkeypatch.setenv("TMPDIR", path)
-        os.makedirs(self.state)
-
-    def submit(self, count: int = 1) -> None:
-        """As `spoolq sub` does: the id is told only after the commit."""
-        spool = Spool(self.root)
-        for _ in range(count):
-            job = Job(command=("true",), name="t", chdir=self.chdir)
-            job_id = home.allocate(self.root)
-            home.fill(self.root, job_id, jobfile.format_job(job), env=b"PATH=/bin\0")
-            spool.committed([spool.submit(job_id, job.entry(job_id))])
-            self.acknowledged.append(job_id)
-
-    def serve(self) -> None:
-        """A daemon until nothing is left to do."""
-        before_it = set(os.listdir("/proc/self/fd"))
-        policy = config.parse_policy(SPOOL_TEXT.encode() + b"[limits]\nsettle_s = 0\nmin_free_mb = 0\n", "spool.toml")
-        node = Daemon(
-            Spool(self.root),
-            policy,
-            "n1",
-            capacity={"cpus": 2000, "mem": 4_000_000},
-            measured=False,
-            state_dir=self.state,
-            limits=Limits(idle_exit_s=0.0),
-            wake=Wake(),
-        )
-        try:
-            node.run()
-        finally:
-            for fd in set(os.listdir("/proc/self/fd")) - before_it:  # what a dead process would not have open
-                with contextlib.suppress(OSError):
-                    os.close(int(fd))
-
-    def entries(self) -> list[tuple[str, int]]:
-        """(directory, id) of every entry in the spool."""
-        found = []
-        for top in ("queue", "held", "running", "reaping", "done"):
-            for directory, _, names in os.walk(f"{self.root}/{top}"):
-                found += [(top, entry.id) for name in names if (entry := parse_name(name))]
-        return found
-
-    def check(self) -> None:
-        """The invariants, after everything has come to rest."""
-        entries = self.entries()
-        assert len({job_id for _, job_id in entries}) == len(entries), f"two entries of one job: {entries}"
-        assert {"done"} >= {top for top, _ in entries}, entries
-        assert set(self.acknowledged) <= {job_id for _, job_id in entries}, "an acknowledged job is lost"
-        assert len(set(self.runner.starts)) == len(self.runner.starts), "started twice"
-        for _, job_id in entries:
-            record = deliver.read_ending(Spool(self.root), job_id)
-            assert record is not None, f"no result of {job_id}"
-            assert record["id"] == job_id
-        for directory, _, names in os.walk(self.root):
-            for name in names:
-                if name == "result.json":
-                    with open(os.path.join(directory, name), "rb") as file:
-                        assert file.read().endswith(b"}\n"), "a torn result"
+from tests.world import World
 
 
 def count_calls(tmp_path, monkeypatch, before: Callable[[World], object], act: Callable[[World], object]) -> int:
@@ -105,8 +31,16 @@ def count_calls(tmp_path, monkeypatch, before: Callable[[World], object], act: C
     return fake.count
 
 
-def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error: int | None = None) -> int:
-    """Die at every call, before and after it; recover; check. Returns the number of points."""
+def explore(
+    tmp_path, monkeypatch, before, act, after=lambda world: None, error: int | None = None, starts: int = 1
+) -> int:
+    """
+    Die at every call, before and after it; recover; check. Returns the number of points.
+
+    Args:
+        after: what else must hold, between two daemons that serve until nothing is left to do.
+        starts: of one job, at most.
+    """
     calls = count_calls(tmp_path, monkeypatch, before, act)
     points = 0
     for number in range(calls):
@@ -122,10 +56,11 @@ def explore(tmp_path, monkeypatch, before, act, after=lambda world: None, error:
                 world.serve()
                 after(world)
                 world.serve()
-                world.check()
+                world.check(starts=starts)
             except BaseException as problem:
                 problem.add_note(f"call {number} of {calls}, {'after' if effect else 'before'} its effect")
                 raise
+            world.close()
     return points
 
 
@@ -146,7 +81,7 @@ def test_daemon_dies_at_every_call(tmp_path, monkeypatch):
 def test_daemon_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
     monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
     monkeypatch.setattr(recover, "FULL_S", 0)
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: self.set_due("beat", 0.0))  # time passes
     explore(tmp_path, monkeypatch, lambda w: w.submit(2), lambda w: w.serve(), error=code)
 
 
@@ -206,7 +141,224 @@ def test_every_rename_whose_reply_is_lost(tmp_path, monkeypatch):
         world.check()
         assert 3 == len(world.entries())
     assert calls > 10
-    assert fsops.os is os
+
+
+# --- users' transitions, each at every call
+
+
+def act_on(step: Callable[[Spool, Any], Any], job_id: int = 1) -> Callable[[World], None]:
+    """As the commands do to one job, wherever it is."""
+
+    def act(world: World) -> None:
+        spool = Spool(world.root)
+        steer.do(spool, spool.find(job_id), step)
+
+    return act
+
+
+def submit_one(world: World) -> None:
+    world.submit()
+
+
+def submit_held(world: World) -> None:
+    world.submit()
+    act_on(steer.hold_step)(world)
+
+
+def release(world: World) -> None:
+    """Let go of what was held, for the end; it may have been run already."""
+    if world.at(1).top == "held":
+        act_on(steer.release_step)(world)
+
+
+def test_holder_dies_at_every_call(tmp_path, monkeypatch):
+    assert explore(tmp_path, monkeypatch, submit_one, act_on(steer.hold_step), after=release) >= 2
+
+
+def test_releaser_dies_at_every_call(tmp_path, monkeypatch):
+    assert explore(tmp_path, monkeypatch, submit_held, act_on(steer.release_step), after=release) >= 2
+
+
+def test_editor_dies_at_every_call(tmp_path, monkeypatch):
+    changes = {"mem": "2G", "time": "2h", "priority": "10"}
+    fields = amend.parse(changes)
+
+    def edit(spool: Spool, placed: Any) -> Any:
+        return amend.edit_step(spool, placed, changes, fields, {})
+
+    assert explore(tmp_path, monkeypatch, submit_one, act_on(edit)) >= 2
+
+
+def run_one(world: World) -> None:
+    world.submit()
+    world.serve()
+
+
+def test_requeuer_of_a_done_job_dies_at_every_call(tmp_path, monkeypatch):
+    points = explore(tmp_path, monkeypatch, run_one, act_on(steer.requeue_step), starts=2)
+    assert points >= 6
+
+
+# --- the node, asked to do something to a running job, at every call
+
+
+def running(*verbs: str) -> Callable[[World], None]:
+    """A job that runs, and requests to its node, one after the other."""
+
+    def before(world: World) -> None:
+        world.runner.ends = False
+        world.submit(2)
+        node = world.up()
+        world.turn(node)
+        assert 2 == len(world.runner.starts)
+        for number, verb in enumerate(verbs):
+            world.spool.request("n1", verb, 1, {"attempt": 1, "limit_s": 7200}, str(number))
+
+    return before
+
+
+def one_daemon(world: World) -> None:
+    """A new daemon of the node, for some turns."""
+    node = world.up()
+    for _ in range(3):
+        world.turn(node, "queue", "control", "deliver")
+
+
+def then_all_end(verify: Callable[[World], None]) -> Callable[[World], None]:
+    """What was asked for has come true; then the jobs that still run end."""
+
+    def after(world: World) -> None:
+        verify(world)
+        world.runner.ends = True
+        for key, job in world.runner.jobs.items():
+            if job["state"] == "running":
+                world.runner.end(key)
+
+    return after
+
+
+def explore_node(tmp_path, monkeypatch, before, verify, *, starts: int = 1) -> int:
+    """Kill the daemon at every call; its successor must make true what `verify` says."""
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(World, "serve", serve_by_turns)
+    return explore(tmp_path, monkeypatch, before, one_daemon, after=then_all_end(verify), starts=starts)
+
+
+def serve_by_turns(world: World) -> None:
+    """As many turns as it takes; jobs may run on."""
+    node = world.up()
+    for _ in range(4):
+        world.turn(node, "queue", "control", "deliver")
+
+
+def test_node_dies_at_every_call_of_a_kill(tmp_path, monkeypatch):
+    def verify(world: World) -> None:
+        assert ("done", "cancelled", 1) == world.where(1)
+        assert "running" == world.at(2).top
+        assert [] == world.requests()
+
+    assert explore_node(tmp_path, monkeypatch, running("kill"), verify) > 50
+
+
+def test_node_dies_at_every_call_of_a_requeue(tmp_path, monkeypatch):
+    def verify(world: World) -> None:
+        assert [(1, 1), (1, 2)] == [key for key in world.runner.starts if key[0] == 1]
+        assert [] == world.requests()
+
+    assert explore_node(tmp_path, monkeypatch, running("requeue"), verify, starts=2) > 50
+
+
+def test_node_dies_at_every_call_of_suspend_resume_suspend(tmp_path, monkeypatch):
+    def verify(world: World) -> None:
+        assert "paused" == world.runner.jobs[1, 1]["stage"]
+        assert world.entry(1).suspended
+        assert [] == world.requests()
+
+    assert explore_node(tmp_path, monkeypatch, running("suspend", "resume", "suspend"), verify) > 50
+
+
+def test_node_dies_at_every_call_of_an_edit(tmp_path, monkeypatch):
+    def verify(world: World) -> None:
+        assert 7200 == world.entry(1).limit_s
+        assert [] == world.requests()
+
+    assert explore_node(tmp_path, monkeypatch, running("edit"), verify) > 50
+
+
+# --- what was left behind
+
+
+@pytest.mark.parametrize("rule", ["never", "certain", "yes"])
+def test_node_dies_at_every_call_after_a_reboot(tmp_path, monkeypatch, rule):
+    """Nothing runs any more, and nothing is on record of this boot."""
+
+    def before(world: World) -> None:
+        world.runner.ends = False
+        world.submit(2, rerun=rule)
+        node = world.up()
+        world.turn(node)
+        assert 2 == len(world.runner.starts)
+        world.runner.ends = True
+        world.reboot()
+
+    def verify(world: World) -> None:
+        once = world.runner.starts[:2]
+        if rule == "never":
+            assert [("done", "nodefail", 1)] * 2 == [world.where(1), world.where(2)]
+            assert [(1, 1), (2, 1)] == world.runner.starts
+        else:
+            assert {(1, 1), (2, 1), (1, 2), (2, 2)} == set(world.runner.starts)
+            assert 2 == world.entry(1).attempt == world.entry(2).attempt
+        assert [(1, 1), (2, 1)] == once
+
+    points = explore(tmp_path, monkeypatch, before, lambda w: w.serve(), after=verify, starts=2)
+    assert points > 50
+
+
+def test_node_dies_at_every_call_of_a_give_back(tmp_path, monkeypatch):
+    """The runner refuses a start: it goes back, and starts once, later."""
+
+    def before(world: World) -> None:
+        world.submit(2)
+        world.runner.refuses = True
+
+    def refused(world: World) -> None:
+        node = world.up()
+        world.turn(node)
+        node.turn()
+        world.runner.refuses = False
+        for _ in range(2):
+            world.turn(node, "queue", "deliver")
+
+    def verify(world: World) -> None:
+        assert [(1, 1), (2, 1)] == sorted(world.runner.starts)
+
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+
+    def act(world: World) -> None:
+        try:
+            refused(world)
+        finally:
+            world.runner.refuses = False
+
+    points = explore(tmp_path, monkeypatch, before, act, after=verify)
+    assert points > 50
+
+
+def test_claims_that_an_earlier_daemon_made_are_given_back_at_every_call(tmp_path, monkeypatch):
+    """Claimed, on record, and never told to the runner."""
+
+    def before(world: World) -> None:
+        world.submit(2, rerun="never")
+        node = world.up()
+        for at in list(world.spool.waiting()):
+            node.claims.add(at.entry.next().name)
+            assert world.spool.claim(at, "n1")[0] is Answer.WON
+
+    def verify(world: World) -> None:
+        assert [(1, 1), (2, 1)] == sorted(world.runner.starts)
+
+    assert explore(tmp_path, monkeypatch, before, lambda w: w.serve(), after=verify) > 50
 
 
 def test_a_part_that_always_fails_keeps_back_no_other(tmp_path, monkeypatch):

@@ -1,0 +1,32 @@
+"""What a daemon holds in memory of each job that it has claimed, and how long it runs itself."""
+
+from dataclasses import dataclass
+
+from spoolq.job import Job
+from spoolq.spool import Placed
+
+
+@dataclass(slots=True)
+class Live:
+    """
+    A job that this node has claimed: where its entry is, what it holds, and what it is doing.
+
+    `asked`: the present runner was told to end it; `requeue`: it is to run again then.
+    """
+
+    at: Placed
+    job: Job | None
+    outputs: tuple[int, ...] = ()
+    scratch: str = ""
+    requeue: bool = False
+    asked: bool = False
+    rss_mb: int = 0
+    followed_until: float = 0.0  # s of CLOCK_BOOTTIME
+
+
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """How long the daemon runs: `--once`, `--idle-exit`."""
+
+    once: bool = False
+    idle_exit_s: float | None = None

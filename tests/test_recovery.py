@@ -1,0 +1,669 @@
+"""What a daemon does after something went wrong half-way: nothing is lost, nothing runs twice, nothing bad stops a node."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from spoolq import claim, claims, daemon, deliver, fsops, home, host, recover
+from spoolq.daemon import Daemon
+from spoolq.fsops import Answer
+from spoolq.spool import Spool
+from tests.desk import node_json
+from tests.faults import faulty
+from tests.world import World
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Iterator[World]:
+    """A spool whose jobs run until they are told to end."""
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
+    made = World(str(tmp_path), monkeypatch, ends=False)
+    yield made
+    made.close()
+
+
+def refuse(*_, **__):
+    """A spool that says no."""
+    raise OSError(errno.EACCES, "no", "file")
+
+
+def once(function, outcome):
+    """The outcome at the first call, the function after that."""
+    left = [outcome]
+
+    def call(*args, **kwargs):
+        return left.pop()(*args, **kwargs) if left else function(*args, **kwargs)
+
+    return call
+
+
+def unknown_but_done(function):
+    """A rename whose reply is lost together with all that could tell: done, but UNKNOWN."""
+    return lambda *args, **kwargs: (Answer.UNKNOWN, function(*args, **kwargs)[1])
+
+
+def finished(world: World, job_id: int = 1, attempt: int = 1):
+    """Its entry, done at this attempt."""
+    assert ("done", "exit0", attempt) == world.where(job_id)
+
+
+# --- memory and spool out of step
+
+
+def test_a_job_whose_entry_was_renamed_unnoticed_still_ends_as_itself(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(node.spool, "edit", once(node.spool.edit, unknown_but_done(node.spool.edit)))
+    world.spool.request("n1", "suspend", 1, {"attempt": 1}, "1")
+    node.set_due("control", 0.0)
+    node.step()
+    assert world.entry(1).suspended
+    assert not node.live[1].at.entry.suspended
+    world.runner.end((1, 1))
+    world.turn(node, "deliver")
+    world.turn(node)
+    finished(world)
+    assert [(1, 1)] == world.runner.starts
+    (record,) = [r for r in records(world) if r["gen"] == world.entry(1).gen]
+    assert record["state"] == "COMPLETED"
+
+
+def records(world: World) -> list[dict]:
+    """All lines of history."""
+    from spoolq import history
+
+    return [r for name in world.spool.history_files() for r in history.parse(world.spool.read_history(name))]
+
+
+def test_a_refusal_that_cannot_be_given_back_does_not_swallow_the_ends_behind_it(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    del world.runner.jobs[1, 1]
+    world.runner.out.append({"op": "refused", "id": 1, "attempt": 1, "why": "the lease is over"})
+    world.runner.end((2, 1))
+    monkeypatch.setattr(node.spool, "give_back", once(node.spool.give_back, refuse))
+    node.turn()
+    world.turn(node)
+    finished(world, 2)
+    assert not node.ended
+    assert 1 not in node.live or world.runner.starts.count((1, 1)) == 2
+
+
+@pytest.mark.parametrize("what", ["scratch", "message", "outputs"])
+def test_a_claim_that_cannot_be_started_is_given_back(world, monkeypatch, what):
+    world.submit()
+    node = world.up()
+    place = {"scratch": (node.scratch, "take"), "message": (node.launcher, "message"), "outputs": (os, "dup")}[what]
+    monkeypatch.setattr(*place, once(getattr(*place), refuse))
+    if what == "outputs":
+        monkeypatch.setattr(node.family, "send", lambda message, fds=(): os.dup(0) if fds else None)
+    world.turn(node)
+    assert not node.live
+    assert world.at(1).top in ("queue", "running")
+    if what != "outputs":
+        world.turn(node)
+        world.turn(node)
+        assert [(1, 1)] == world.runner.starts
+
+
+def test_what_one_delivery_meets_does_not_stop_the_others(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    shutil.rmtree(home.path_of(world.root, 1))
+    world.runner.end((1, 1))
+    world.runner.end((2, 1))
+    world.turn(node)
+    world.turn(node)
+    finished(world, 1)
+    finished(world, 2)
+    assert not node.ended
+
+
+def test_what_was_delivered_is_not_delivered_again_because_another_was_refused(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    world.runner.end((2, 1))
+    publish = home.publish_result
+
+    def picky(root, job_id, data, **kwargs):
+        if job_id == 2:
+            refuse()
+        publish(root, job_id, data, **kwargs)
+
+    monkeypatch.setattr(home, "publish_result", picky)
+    world.turn(node)
+    assert [2] == [item.at.entry.id for item in node.ended]
+    world.spool.requeue(world.at(1))  # by its user, meanwhile
+    monkeypatch.setattr(home, "publish_result", publish)
+    world.turn(node, "deliver")
+    assert not node.ended
+    assert not [n for n in os.listdir(home.path_of(world.root, 1)) if "late" in n]
+
+
+def test_what_runs_is_told_by_the_runner_not_by_memory(world):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    node.drop_live(node.live[1])
+    world.turn(node, "beat")
+    node.turn()
+    assert 1 in node.live
+    world.runner.end((1, 1))
+    world.turn(node)
+    finished(world)
+
+
+def test_what_is_left_in_reaping_is_decided_without_a_restart(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.spool.request("n1", "requeue", 1, {"attempt": 1}, "1")
+    monkeypatch.setattr(node.spool, "requeue", once(node.spool.requeue, lambda at, **_: (Answer.UNKNOWN, at)))
+    world.turn(node)
+    world.turn(node)
+    world.turn(node)
+    world.turn(node)
+    assert [(1, 1), (1, 2)] == world.runner.starts
+
+
+def test_a_spool_that_does_not_answer_while_the_runner_changes_is_no_reason_to_die(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.runner.gone = True
+    monkeypatch.setattr(node.spool, "on_node", once(node.spool.on_node, refuse))
+    node.turn()
+    node.turn()
+    world.runner.end((1, 1))
+    world.turn(node)
+    finished(world)
+
+
+def test_no_runner_within_patience_is_no_reason_to_die(world, monkeypatch):
+    from spoolq.errors import TryAgain
+
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.runner.gone = True
+
+    def slow(*_, **__):
+        raise TryAgain("the runner does not answer")
+
+    monkeypatch.setattr(daemon, "Family", type("F", (), {"connect": once(world.runner.connect, slow)}))
+    node.turn()
+    node.turn()
+    world.runner.end((1, 1))
+    world.turn(node)
+    finished(world)
+
+
+def test_a_stop_while_saying_hello_leaves_the_scratch_of_jobs_alone(world):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    scratch = node.live[1].scratch
+    with open(f"{scratch}/precious", "w", encoding="ascii"):
+        pass
+    successor = world.daemon()
+    successor.stopping = True
+    successor.run()
+    assert ["precious"] == os.listdir(scratch)
+
+
+def test_a_claim_in_doubt_is_not_tried_again_after_it_was_given_back(world, monkeypatch):
+    """The give-back may still be on its way when the entry seems to be ours once more."""
+    world.submit()
+    node = world.up(cpus=1)
+    stale = claim.look_at_queue(node)
+    answer, claimed = world.spool.claim(stale[0], "n1")  # a claim given up on that the server carried out late
+    assert answer is Answer.WON
+    node.claims.add(claimed.entry.name)
+    node.candidates = stale
+    node.set_due("queue", host.boottime() + 100)
+    monkeypatch.setattr(node.spool, "give_back", lambda at: (Answer.UNKNOWN, at))  # on its way
+    recover.look_for_ghosts(node)
+    node.turn()
+    node.set_due("queue", host.boottime() + 100)
+    node.turn()
+    assert [] == world.runner.starts
+
+
+def test_a_claim_in_doubt_is_not_listed_again(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    monkeypatch.setattr(node.spool, "claim", lambda at, name: (Answer.UNKNOWN, at._replace(place=f"running/{name}")))
+    monkeypatch.setattr(claim, "settle_claims", lambda _: None)
+    world.turn(node, "queue")
+    assert 1 == len(node.unsettled)
+    assert [] == claim.look_at_queue(node)
+
+
+# --- what was known of claims
+
+
+def test_the_record_of_claims_keeps_what_may_still_arrive(tmp_path):
+    record = claims.Claims(str(tmp_path), "boot")
+    for number in range(2000):
+        record.add(f"500.{number}.1.1~c1~x")
+    record.keep({"500.3.1.1~c1~x"})
+    assert "500.3.1.1~c1~x" in record
+    assert "500.1999.1.1~c1~x" in record
+    assert "500.4.1.1~c1~x" not in record
+    again = claims.Claims(str(tmp_path), "boot")
+    assert "500.1999.1.1~c1~x" in again
+    assert "500.3.1.1~c1~x" in again
+
+
+def test_a_ghost_is_on_record_also_when_the_record_is_shortened(world, monkeypatch):
+    world.submit(rerun="never")
+    node = world.up()
+    for number in range(5000):
+        node.claims.add(f"500.{number + 10}.1.1~c1~x")
+    _, claimed = world.spool.claim(next(world.spool.waiting()), "n1")
+    node.claims.names = {claimed.entry.name: None, **dict.fromkeys(node.claims.names)}
+    monkeypatch.setattr(claims, "MOST_BYTES", 0)
+    world.turn(node, "beat")
+    world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_a_claim_that_cannot_be_recorded_is_not_tried(tmp_path, monkeypatch):
+    record = claims.Claims(str(tmp_path), "boot")
+    write = os.write
+    monkeypatch.setattr(claims.os, "write", lambda fd, data: write(fd, data[:5]))
+    with pytest.raises(OSError):
+        record.add("500.1.1.1~c1~x")
+    monkeypatch.setattr(claims.os, "write", write)
+    assert "500.1.1.1~c1~x" not in record
+    record.add("500.2.1.1~c1~x")
+    assert "500.2.1.1~c1~x" in claims.Claims(str(tmp_path), "boot")
+
+
+# --- what history proves
+
+
+def gone(world: World) -> None:
+    """The machine went down, and the end is in history only."""
+    world.reboot()
+
+
+def crash_after_recording(world: World, monkeypatch) -> None:
+    """Job 1 ends and its line is written; then the daemon dies."""
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "finish", refuse)
+        world.turn(node)
+    assert 1 == len(records(world))
+    gone(world)
+
+
+def test_an_end_on_record_is_carried_out(world, monkeypatch):
+    world.submit()
+    crash_after_recording(world, monkeypatch)
+    world.serve()
+    finished(world)
+    assert 1 == len(records(world))
+
+
+def test_an_end_on_record_counts_also_for_an_entry_that_was_being_decided_about(world, monkeypatch):
+    world.submit()
+    crash_after_recording(world, monkeypatch)
+    world.spool.reap(world.at(1), "n1")
+    world.serve()
+    finished(world)
+    assert world.entry(1).gen in [record["gen"] for record in records(world)]
+    os.unlink(f"{home.path_of(world.root, 1)}/result.json")
+    assert "COMPLETED" == deliver.read_ending(world.spool, 1)["state"]
+    assert 0 == deliver.read_ending(world.spool, 1)["exit_code"]
+
+
+def test_a_line_about_another_rename_proves_nothing(world, monkeypatch):
+    world.submit()
+    crash_after_recording(world, monkeypatch)
+    at = world.at(1)
+    os.rename(f"{world.root}/{at.path}", f"{world.root}/running/n1/{at.entry._replace(gen=7).name}")
+    world.runner.ends = True
+    world.serve()
+    finished(world, attempt=2)
+
+
+def test_a_line_that_is_no_sound_result_proves_nothing(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    line = {"id": 1, "attempt": 1, "gen": world.entry(1).gen + 1, "exit_code": 10**9}
+    world.spool.record("2026-01-01", "n1", [json.dumps(line).encode() + b"\n"])
+    gone(world)
+    world.runner.ends = True
+    world.serve()
+    finished(world, attempt=2)
+
+
+# --- rules
+
+
+def test_a_job_that_was_fenced_runs_again_if_its_rule_allows_it(world):
+    world.submit(rerun="yes")
+    world.submit(rerun="certain")
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1), None, "lost")
+    world.runner.end((2, 1), None, "lost")
+    world.turn(node)
+    world.turn(node)
+    assert [(1, 1), (2, 1), (1, 2)] == world.runner.starts
+    assert ("done", "nodefail", 1) == world.where(2)
+
+
+def test_a_requeue_that_was_interrupted_is_completed_whatever_the_rule(world):
+    world.submit(rerun="never")
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1), 143, "cancelled")
+    world.spool.reap(world.at(1), "n1")  # as far as the daemon came
+    successor = world.up()
+    world.turn(successor)
+    assert [(1, 1), (1, 2)] == world.runner.starts
+
+
+def test_a_start_in_doubt_is_decided_about_and_then_forgotten(world):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.runner.jobs[1, 1] |= {"state": "doubtful", "stage": "doubtful"}
+    node = world.up()
+    assert ("queue", None, 2) == world.where(1)
+    assert {} == world.runner.jobs
+
+
+def test_a_result_is_set_aside_under_its_own_number(world):
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    at = world.at(1)
+    for _ in range(2):  # two users ask at once; the second is late
+        home.set_aside(world.root, 1, 1)
+        if world.at(1).entry.attempt == 1:
+            world.spool.requeue(at)
+            world.serve()
+    finished(world, attempt=2)
+    assert 2 == json.loads(home.read_result(world.root, 1))["attempt"]
+    with open(f"{home.path_of(world.root, 1)}/result.1.json", "rb") as file:
+        assert 1 == json.load(file)["attempt"]
+
+
+# --- nothing bad in the spool stops a node
+
+
+def stray_file_in_queue(world):
+    with open(f"{world.root}/queue/step.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\n")
+
+
+def name_out_of_range(world):
+    os.makedirs(f"{world.root}/queue/500.000000001", exist_ok=True)
+    os.symlink("x", f"{world.root}/queue/500.000000001/500.7.0.1~c{'9' * 30}~x")
+
+
+def directory_among_requests(world):
+    os.makedirs(f"{world.root}/nodes/n1/control/kill")
+
+
+def request_of_nonsense(world):
+    os.makedirs(f"{world.root}/nodes/n1/control", exist_ok=True)
+    for number, text in enumerate(('{"id": []}', '{"id": 1, "verb": "signal", "signal": "x"}', "[" * 60000, "{}")):
+        with open(f"{world.root}/nodes/n1/control/{number}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def directory_in_history(world):
+    os.makedirs(f"{world.root}/history/2026-01-01.n1.jsonl")
+
+
+def script_that_is_none(world):
+    world.submit(script=True)
+    os.makedirs(f"{home.path_of(world.root, world.acknowledged[-1])}/script")
+
+
+def env_that_is_none(world):
+    job_id = world.submit()
+    path = f"{home.path_of(world.root, job_id)}/env"
+    os.unlink(path)
+    os.makedirs(path)
+
+
+def another_nodes_nonsense(world):
+    node_json(world.spool, "n2", capacity=5)
+    with open(f"{world.root}/nodes/n3", "w", encoding="ascii") as file:
+        file.write("no directory")
+    with open(f"{world.root}/drop/nightly.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\ntrue\n#SPOOLQ end\n")
+
+
+def admitted_nonsense(world):
+    os.makedirs(f"{world.root}/nodes/n1/admit", exist_ok=True)
+    with open(f"{world.root}/nodes/n1/admit/1~%00.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\ntrue\n")
+
+
+def entry_without_room_for_its_end(world):
+    entry = world.spool.find(world.acknowledged[0]).entry
+    at = world.at(1)
+    label = "x" * (200 - len(entry.name) + len(entry.label))
+    os.rename(f"{world.root}/{at.path}", f"{world.root}/{at.place}/{entry._replace(label=label).name}")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        stray_file_in_queue,
+        name_out_of_range,
+        directory_among_requests,
+        request_of_nonsense,
+        directory_in_history,
+        script_that_is_none,
+        env_that_is_none,
+        another_nodes_nonsense,
+        admitted_nonsense,
+        entry_without_room_for_its_end,
+    ],
+)
+def test_one_bad_thing_does_not_stop_a_node(world, bad):
+    world.runner.ends = True
+    world.submit()
+    bad(world)
+    world.submit()
+    node = world.up()
+    for _ in range(4):
+        beats = node.presence.began
+        world.turn(node)
+        assert beats < node.presence.began
+    for job_id in world.acknowledged:
+        assert "done" == world.at(job_id).top
+    finished(world, world.acknowledged[-1])
+
+
+def test_a_job_of_a_newer_format_stays_for_newer_nodes(world):
+    world.runner.ends = True
+    newer = world.submit()
+    with open(f"{home.path_of(world.root, newer)}/job", "w", encoding="ascii") as file:
+        file.write('format = 99\ncommand = ["true"]\n')
+    other = world.submit()
+    node = world.up()
+    world.turn(node)
+    world.turn(node)
+    assert "queue" == world.at(newer).top
+    finished(world, other)
+
+
+def test_what_cannot_be_taken_from_drop_stops_nothing_else(world, monkeypatch):
+    world.submit()
+    for name in ("a.sh", "b.sh"):
+        with open(f"{world.root}/drop/{name}", "w", encoding="ascii") as file:
+            file.write("#!/bin/sh\ntrue\n#SPOOLQ end\n")
+    move = fsops.move
+    monkeypatch.setattr(fsops, "move", lambda s, t, **k: refuse() if s.endswith("/a.sh") else move(s, t, **k))
+    world.runner.ends = True
+    node = world.up()
+    beats = node.presence.began
+    world.turn(node)
+    world.turn(node)
+    world.turn(node)
+    assert beats < node.presence.began
+    finished(world, 2)
+
+
+@pytest.mark.parametrize("text", ['{"format": 99}\n', "x" * 100_000, "{"])
+def test_a_bad_result_does_not_stop_a_node_after_a_reboot(world, text):
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    with open(f"{home.path_of(world.root, 1)}/result.json", "w", encoding="ascii") as file:
+        file.write(text)
+    world.reboot()
+    world.submit()
+    world.serve()
+    finished(world, 2)
+
+
+def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch):
+    world.runner.ends = True
+    world.submit(6)
+    world.serve()
+    world.reboot()
+    looked = []
+    monkeypatch.setattr(recover, "REPAIR", 2)
+    monkeypatch.setattr(home, "read_result", lambda root, job_id: looked.append(job_id))
+    world.up()
+    assert [5, 6] == sorted(looked)
+
+
+def test_history_is_read_only_when_something_needs_it(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(Spool, "read_history", refuse)
+    monkeypatch.setattr(recover, "journal_of_this_boot", lambda _: True)
+    world.up()
+
+
+def test_a_home_that_refuses_does_not_stop_a_node_that_starts(world, monkeypatch):
+    """An end that was committed, its result.json not; and an attempt to run again whose old result cannot be moved."""
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    world.spool.finish(world.at(1), "exit0")
+    world.spool.reap(world.at(2), "n1")
+    del world.runner.jobs[2, 1]
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        patched.setattr(home, "set_aside", refuse)
+        world.up()
+    assert ("queue", None, 2) == world.where(2)
+    assert (1, 1) in world.runner.jobs  # to be tried again
+    world.up()
+    assert home.read_result(world.root, 1)
+    assert (1, 1) not in world.runner.jobs
+
+
+# --- two machines of one name
+
+
+def test_a_machine_of_the_same_name_elsewhere_is_refused(world, tmp_path, monkeypatch):
+    from spoolq.errors import TryAgain
+
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    os.makedirs(tmp_path / "elsewhere")
+    twin = world.daemon(state=str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(recover, "TWIN_S", 0)
+    monkeypatch.setattr(twin.wake, "clear", node.presence.beat)
+    with pytest.raises(TryAgain, match="n1"):
+        twin.begin()
+    assert "running" == world.at(1).top
+
+
+def test_a_machine_whose_predecessor_is_silent_takes_its_place(world, tmp_path):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.runner.jobs.clear()
+    os.makedirs(tmp_path / "elsewhere")
+    successor = world.daemon(state=str(tmp_path / "elsewhere"))
+    successor.presence.patience_s = 0.05
+    successor.begin()
+    assert ("queue", None, 2) == world.where(1)
+
+
+def test_who_finds_the_heartbeat_of_a_twin_claims_nothing(world):
+    world.submit()
+    node = world.up()
+    world.spool.beat("n1", 17, "twin")
+    node.set_due("queue", host.boottime() + 100)
+    world.turn(node, "beat")
+    node.set_due("queue", 0.0)
+    node.turn()
+    assert [] == world.runner.starts
+    for _ in range(4):
+        world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+
+
+# --- nothing leaks
+
+
+def test_a_thousand_turns_leave_no_descriptor_and_no_memory_of_jobs(world):
+    world.runner.ends = True
+    node = world.up()
+    world.submit(3)
+    for _ in range(4):
+        world.turn(node)
+    before = len(os.listdir("/proc/self/fd"))
+    world.submit(60)
+    for _ in range(80):
+        world.turn(node)
+    assert not node.live
+    assert before == len(os.listdir("/proc/self/fd"))
+    assert not node.ended
+    assert not node.unsettled
+    assert {} == world.runner.jobs
+    world.check()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.ESTALE])
+def test_a_rename_in_doubt_at_any_point_of_a_requeue(world, tmp_path, monkeypatch, code):
+    """Each rename of kill-and-run-again fails once, done or not done."""
+    for number in range(6):
+        for effect in (False, True):
+            one = World(str(tmp_path / f"{code}.{number}{effect}"), monkeypatch, ends=False)
+            one.submit()
+            node = one.up()
+            one.turn(node)
+            one.spool.request("n1", "requeue", 1, {"attempt": 1}, "1")
+            with faulty(number, after=effect, error=code, only="rename"):
+                for _ in range(4):
+                    one.turn(node)
+            one.runner.ends = True
+            for _ in range(4):
+                one.turn(node)
+            assert [(1, 1), (1, 2)] == one.runner.starts
+            if "running" == one.runner.jobs.get((1, 2), {}).get("state"):
+                one.runner.end((1, 2))
+            one.turn(node)
+            one.turn(node)
+            finished(one, attempt=2)
