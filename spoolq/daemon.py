@@ -76,7 +76,7 @@ class Daemon:
         self.ended: list[Finished] = []
         self.candidates: list[Placed] = []
         self.claims = Claims(state_dir, host.boot_id())
-        self.presence = Presence(spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir)
+        self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
