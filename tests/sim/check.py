@@ -164,7 +164,9 @@ def ends(trace: list[Event]) -> list[Violation]:
         found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw)]
         if raw is None and ending not in ("cancelled", "nodefail") and job_id not in requeues:
             found.append(Violation("I5", t, job_id, f"ended with {ending} and has no result.json"))
-        found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, kills)]
+        launched = not str((record or {}).get("reason")).startswith("launch")
+        if launched or (job_id, attempt) in truth:
+            found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, kills)]
     return found + growth(trace)
 
 
