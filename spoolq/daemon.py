@@ -69,6 +69,7 @@ class Daemon:
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
         self.sure = self.troubled = False  # sure: what is live here is what the runner knows
+        self.incomplete = False  # a result.json is missing: to be looked at again with the next beat
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
