@@ -68,8 +68,8 @@ class Daemon:
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
-        self.sure = self.troubled = False  # sure: what is live here is what the runner knows
-        self.incomplete = False  # a result.json is missing: to be looked at again with the next beat
+        # sure: what is live here is what the runner knows; incomplete: a result.json is missing
+        self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}

@@ -587,11 +587,13 @@ def test_a_home_that_refuses_does_not_stop_a_node_that_starts(world, monkeypatch
 def test_a_result_that_could_not_be_written_when_the_node_started_is_written_while_it_serves(world, monkeypatch):
     """Found by simulation: the end is committed, a full spool refuses result.json once, and no restart follows."""
     world.submit()
-    world.turn(world.up())
+    node = world.up()
+    world.turn(node)
     world.runner.end((1, 1))
-    world.spool.finish(world.at(1), "exit0")
     with monkeypatch.context() as patched:
         patched.setattr(home, "publish_result", refuse)
+        world.turn(node)
+        assert ("done", "exit0", 1) == world.where(1)
         node = world.up()
     assert home.read_result(world.root, 1) is None
     for _ in range(2):
