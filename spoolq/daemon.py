@@ -220,7 +220,7 @@ class Daemon:
         now = host.boottime()
         if self.unsettled:
             return 0.2
-        queue = self._due.get("queue", 0.0) if self.has_room() else now + claim.IDLE_POLL_S
+        queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
@@ -321,37 +321,6 @@ class Daemon:
         if live.scratch:
             self.scratch.give_back(live.scratch)
 
-    # --- starting
-
-    def has_room(self) -> bool:
-        """Whether it makes sense to look at the queue at all."""
-        away = self.presence.draining or self.presence.full or self.presence.twin
-        if self.stopping or away or (self.limits.once and self.looked):
-            return False
-        return self.free().get(resources.CPUS, 0) > 0
-
-    def free(self) -> dict[str, int]:
-        """What may be lent now: declared and measured, see `schedule.effective_free`."""
-        held = [live.at.entry.wants for live in self.live.values()]
-        if not self.measured:
-            return resources.free_of(self.capacity, held)
-        unused = sum(
-            max(0, live.at.entry.wants.get(resources.MEM, 0) - live.rss_mb * resources.UNIT)
-            for live in self.live.values()
-        )
-        return schedule.effective_free(self.capacity, held, self.meter.measured(), unused)
-
-    def view(self) -> schedule.NodeView:
-        """This node as `schedule` sees it."""
-        return schedule.NodeView(
-            name=self.node,
-            capacity=self.capacity,
-            free=self.free(),
-            held={live.at.entry.id: live.at.entry.wants for live in self.live.values()},
-            full=self.presence.full,
-            draining=self.presence.draining,
-        )
-
     # --- delivering
 
     def deliver_ended(self) -> None:
@@ -390,7 +359,7 @@ class Daemon:
         changing = {
             "capacity": self.capacity,
             "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": self.free(),
+            "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
         }

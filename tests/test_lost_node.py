@@ -50,6 +50,17 @@ def test_a_node_that_lives_is_not_declared_dead(cluster: Cluster):
     assert not os.path.exists(f"{cluster.root}/nodes/n1/dead")
 
 
+def test_a_node_whose_daemon_alone_is_dead_is_not_declared_dead(cluster: Cluster):
+    node = cluster.node("n1")
+    mark = f"{cluster.base}/mark"
+    job = cluster.sub("sh", "-c", f"touch {mark}; sleep 600")
+    cluster.running(job, mark)
+    node.kill()
+    node.wait()
+    refused = cluster.spoolq("node-dead", "n1", "--certain")
+    assert (1, True) == (refused.returncode, "run on this machine" in refused.stderr)
+
+
 def test_a_failing_job_is_tried_again_after_a_while_and_every_attempt_is_in_history(cluster: Cluster):
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=1)
     cluster.node("n1")
