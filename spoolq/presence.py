@@ -63,7 +63,8 @@ class Presence:
         with open(path + ".new", "w", encoding="ascii") as file:
             file.write(" ".join([*ours[-INSTANCES:], self.instance]))
         os.rename(path + ".new", path)
-        self.spool.mark_node(self.node, "dead", on=False)  # said of an earlier life
+        with contextlib.suppress(OSError):  # said of an earlier life, it is void anyway
+            self.spool.mark_node(self.node, "dead", on=False)
         return True
 
     def _needed_s(self, instance: str, ours: list[str]) -> float:
