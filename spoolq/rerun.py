@@ -91,6 +91,8 @@ def run_again(daemon: "Daemon", at: Placed, *, held: str = "") -> Answer:
     if held and answer is not Answer.LOST:
         daemon.retries[(target.entry.id, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
     daemon.spool.committed([])
+    daemon.looked = daemon.limits.once and daemon.looked
+    daemon.set_due("queue", 0.0)
     log.info("requeued job=%d attempt=%d %s %s", at.entry.id, at.entry.attempt + 1, held, answer.value)
     return answer
 
