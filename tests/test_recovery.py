@@ -621,6 +621,16 @@ def test_a_requeue_that_says_no_attempt_is_carried_out_by_the_next_daemon(world)
 # --- two machines of one name
 
 
+def test_which_daemons_were_of_this_machine_is_known_after_a_power_loss(world):
+    """Found by simulation: node.json and this file both torn, the node would wait for an operator for ever."""
+    node = world.daemon()
+    with faulty() as fake:
+        assert node.presence.arrive()
+    assert "fsync" in fake.log
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        assert node.presence.instance == file.read()
+
+
 @pytest.fixture
 def elsewhere(world, tmp_path, monkeypatch):
     """A daemon of the same name on a machine with a disk of its own; time passes as it waits."""
