@@ -227,6 +227,12 @@ class World:
             for what in ("admit", "control") if self.machines[name].up else ("admit",):
                 node = self.server.walk(f"nodes/{name}/{what}")
                 found += [f"nodes/{name}/{what}/{entry}" for entry in (node.entries if node else ()) if entry[0] != "."]
+        done = self.server.walk("done")
+        for group in done.entries.values() if done else ():
+            for name in group.entries:
+                if "~cancelled" not in name and "~nodefail" not in name:
+                    home = f"jobs/{int(name.split('.')[1]) // 1000}/{name.split('.')[1]}"
+                    found += [] if self.server.walk(f"{home}/result.json") else [f"{home}/result.json"]
         return sorted(found)
 
     def _rest(self) -> None:
