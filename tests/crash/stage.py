@@ -21,7 +21,7 @@ from spoolq.errors import SpoolqError
 from tests.crash import tracer
 from tests.crash.tracer import Plan, Stub, Trace
 
-PATIENCE_S = 60.0  # for one case; a case that hangs is a violation
+PATIENCE_S = 30.0  # for one case; a case that hangs is a violation
 NODE = "n1"
 UUID = "11111111-2222-3333-4444-555555555555"
 # the program as it is, but for how long it waits before it tries again what was refused
