@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, resources, schedule, service
+from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -28,6 +28,7 @@ from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.peers import Peers
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -67,7 +68,8 @@ class Daemon:
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
-        self.sure = self.troubled = False  # sure: what is live here is what the runner knows
+        # sure: what is live here is what the runner knows; incomplete: a result.json is missing
+        self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
@@ -75,9 +77,11 @@ class Daemon:
         self.ended: list[Finished] = []
         self.candidates: list[Placed] = []
         self.claims = Claims(state_dir, host.boot_id())
-        self.presence = Presence(spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir)
+        self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
+        self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
+        self.peers = Peers(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -156,12 +160,15 @@ class Daemon:
             self.measure()
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
+        self.part("retries", rerun.release_due, self, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
                 self.part("ghosts", recover.look_for_ghosts, self)
+                if self.sure:
+                    self.part("peers", self.peers.look)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -213,7 +220,7 @@ class Daemon:
         now = host.boottime()
         if self.unsettled:
             return 0.2
-        queue = self._due.get("queue", 0.0) if self.has_room() else now + claim.IDLE_POLL_S
+        queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
@@ -230,7 +237,7 @@ class Daemon:
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.intake.unfinished:
+        if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         return idle is not None and self.looked and host.boottime() - self.last_work >= idle
@@ -286,6 +293,8 @@ class Daemon:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
         item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        if not item.requeue and rerun.wanted(item):
+            item.requeue = item.retry = True
         self.ended.append(item)
         self.last_work = host.boottime()
         self.looked = self.limits.once and self.looked
@@ -312,43 +321,12 @@ class Daemon:
         if live.scratch:
             self.scratch.give_back(live.scratch)
 
-    # --- starting
-
-    def has_room(self) -> bool:
-        """Whether it makes sense to look at the queue at all."""
-        away = self.presence.draining or self.presence.full or self.presence.twin
-        if self.stopping or away or (self.limits.once and self.looked):
-            return False
-        return self.free().get(resources.CPUS, 0) > 0
-
-    def free(self) -> dict[str, int]:
-        """What may be lent now: declared and measured, see `schedule.effective_free`."""
-        held = [live.at.entry.wants for live in self.live.values()]
-        if not self.measured:
-            return resources.free_of(self.capacity, held)
-        unused = sum(
-            max(0, live.at.entry.wants.get(resources.MEM, 0) - live.rss_mb * resources.UNIT)
-            for live in self.live.values()
-        )
-        return schedule.effective_free(self.capacity, held, self.meter.measured(), unused)
-
-    def view(self) -> schedule.NodeView:
-        """This node as `schedule` sees it."""
-        return schedule.NodeView(
-            name=self.node,
-            capacity=self.capacity,
-            free=self.free(),
-            held={live.at.entry.id: live.at.entry.wants for live in self.live.values()},
-            full=self.presence.full,
-            draining=self.presence.draining,
-        )
-
     # --- delivering
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
         try:
-            deliver.deliver(self.spool, self.node, self.ended, lambda item: recover.requeue_ended(self, item))
+            deliver.deliver(self.spool, self.node, self.ended, lambda item: rerun.requeue_ended(self, item))
             self._retry_s = RETRY_S[0]
         finally:
             through = [item for item in self.ended if item.through]
@@ -381,7 +359,7 @@ class Daemon:
         changing = {
             "capacity": self.capacity,
             "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": self.free(),
+            "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
         }

@@ -27,8 +27,8 @@ WHY = Command(
 )
 COMMANDS = {"why": WHY}
 _RERUN_TEXT = {
-    "N": "it will not be run again (rerun never)",
-    "C": "it is run again only after proof that the node died: its reboot, or an operator's word (rerun certain)",
+    "N": "it will not be run again (rerun never); it ends when the node is back, or by an operator's node-dead",
+    "C": "it is run again only after proof: the node's reboot, or an operator's node-dead (rerun certain)",
     "Y": "it is run again after the node has been silent for long enough (rerun yes)",
 }
 

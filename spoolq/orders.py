@@ -5,7 +5,7 @@ From the daemon (JSON with `op`; framing in `channel`):
     hello {version, boottime_lease, fence}     answered by `known`
     lease {until, fence}     start nothing after `until`, end jobs of rerun rule Y after `fence` (CLOCK_BOOTTIME, s)
     start {id, attempt, gen, argv, program, env: ["K=V"], umask, chdir, remote, cwdfd, limit_s, grace_s, mem_mb,
-           cgroup, rerun, scratch, fds}     descriptors: stdout, stderr and, if cwdfd, the directory
+           cgroup, rerun, scratch, until, fds}     `until`: of its claim; fds: stdout, stderr and, if cwdfd, directory
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:
@@ -17,6 +17,7 @@ Invariant: `go` is in the journal before the spawn, and `started` before the nex
 not in `known` did not happen.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -25,7 +26,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import spoolq
-from spoolq import cgroup, process, spawn, takeover
+from spoolq import cgroup, journal, process, spawn, takeover
+from spoolq.adopted import NEVER
 from spoolq.channel import Message, encode
 from spoolq.ending import End
 from spoolq.runs import Event, Run, Stage
@@ -106,7 +108,7 @@ def refusal(runner: "Runner", message: Message) -> str:
     """Why a start may not be, or nothing."""
     if (message["id"], message["attempt"]) in runner.runs:
         return "this attempt is known already"
-    if process.boottime() > runner.lease:
+    if process.boottime() > min(runner.lease, message.get("until", NEVER)):
         return "the lease is over"
     if not message["argv"] or not isinstance(message["umask"], int) or not isinstance(message["env"], list):
         return "no start message"
@@ -154,6 +156,8 @@ def lease(runner: "Runner", message: Message) -> None:
         runner.lease = float(message["until"])
     if message.get("fence") is not None:
         runner.fence = float(message["fence"])
+        with contextlib.suppress(OSError):
+            journal.write_fence(runner.kin.state_dir, runner.kin.boot, runner.fence)
 
 
 def kill(runner: "Runner", message: Message) -> None:

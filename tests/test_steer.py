@@ -1,7 +1,6 @@
 """The commands that change jobs and nodes."""
 
 import json
-import os
 
 import pytest
 
@@ -220,6 +219,20 @@ def test_requeue_of_an_ended_job_keeps_its_result_and_counts_the_attempt(spool, 
     assert 3 == json.loads(fsops.read(f"{home.path_of(spool.root, 1)}/result.1.json"))["exit_code"]
 
 
+def test_requeue_that_is_refused_leaves_the_result_where_it_was(spool, call, monkeypatch):
+    """Found by simulation: a full spool takes no new name in the queue."""
+    end(spool, run(spool, put(spool)), 3)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "requeue", full)
+        assert 1 == call("requeue", "1")
+    assert "done" == spool.find(1).top
+    assert 3 == json.loads(home.read_result(spool.root, 1))["exit_code"]
+
+
 def test_requeue_of_a_running_job_is_a_request(spool, call):
     run(spool, put(spool))
     assert 0 == call("requeue", "1")
@@ -240,34 +253,6 @@ def test_requeue_of_a_waiting_job_has_nothing_to_do(spool, call, capsys):
     put(spool)
     assert 1 == call("requeue", "1")
     assert "has not started yet" in capsys.readouterr().err
-
-
-# --- drain
-
-
-def test_drain_is_a_file_with_the_reason(spool, call):
-    spool.enter_node("n1")
-    spool.enter_node("n2")
-    assert 0 == call("drain", "n1", "-r", "new disk")
-    assert {"drain": "new disk"} == spool.node_marks("n1")
-    assert {} == spool.node_marks("n2")
-    assert 0 == call("undrain", "n*")
-    assert {} == spool.node_marks("n1")
-
-
-def test_a_file_made_by_hand_drains_and_undrain_removes_it(spool, call):
-    spool.enter_node("n1")
-    with open(f"{spool.root}/nodes/n1/drain", "w"):
-        pass
-    assert 0 == call("undrain", "n1")
-    assert not os.path.exists(f"{spool.root}/nodes/n1/drain")
-
-
-def test_drain_of_an_unknown_node_is_an_error_and_the_others_are_drained(spool, call, capsys):
-    spool.enter_node("n1")
-    assert 1 == call("drain", "n7", "n1")
-    assert "n7: no such node" in capsys.readouterr().err
-    assert "drain" in spool.node_marks("n1")
 
 
 @pytest.mark.parametrize("name", sorted(steer.COMMANDS))
