@@ -22,7 +22,7 @@ from tests.crash import commands, scenes, tracer
 from tests.crash.check import VIOLATIONS
 from tests.crash.scenes import Scene
 from tests.crash.stage import Stage
-from tests.crash.tracer import Call, Point, Trace
+from tests.crash.tracer import Call, Point
 
 SCENES: dict[str, Scene] = scenes.SCENES | commands.SCENES
 ROLES: dict[str, str] = scenes.ROLES | {name: name for name in commands.SCENES}  # role -> scene

@@ -139,7 +139,7 @@ def play(name: str) -> Callable[[Stage, Point | None], Outcome]:
             expected[job_id] = replace(NEW, told=True)
         if code == command.code and not command.job and len(expected) == len(BEFORE):
             verdict.add("lost", "the command said that it had submitted")
-        return outcome(stage, verdict, expected)
+        return outcome(stage, point, verdict, expected)
 
     return act
 

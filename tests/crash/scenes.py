@@ -5,10 +5,11 @@ A scene is played once without a fault, which gives its points, and then once fo
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spoolq import spool
 from tests.crash import tracer
@@ -34,6 +35,8 @@ JOBS: tuple[tuple[tuple[str, ...], str, Expected], ...] = (
     (("--requeue",), "echo often; finish 4", Expected(("exit4",), b"often\n")),
 )
 STOP_S = 3.0  # that a family may take to end before a daemon is sent after it
+_OUTPUT = re.compile(r"S/jobs/0/(\d+)/std(?:out|err)$")
+_DROPPED_FILE = re.compile(r"(?:openat|read) S/(?:drop|nodes/n1/admit)/[^ ]*nightly.sh$")
 DROPPED = Expected(("exit3",), b"dropped\n")
 
 
@@ -90,8 +93,10 @@ def submit(stage: Stage, body: str, *options: str) -> None:
 class User:
     """Who cancels, holds and lets go, and looks until all has ended."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, point: Point | None = None) -> None:
         self.stage, self.done = stage, set[str]()
+        # a dropped file that this user may not read is refused, with a reason
+        self.refusable = bool(point and point.fault == "EACCES" and _DROPPED_FILE.match(point.call.site))
 
     def once(self, what: str, *, when: bool) -> bool:
         """Give a command the first time that it makes sense."""
@@ -124,7 +129,9 @@ class User:
     def all_over(self) -> bool:
         """Every job is in done/ with its result, and the dropped file is one."""
         entries = self.stage.entries()
-        if any(entries[top] for top in ("queue", "held", "running", "reaping")) or len(entries["done"]) <= len(JOBS):
+        if any(entries[top] for top in ("queue", "held", "running", "reaping")):
+            return False
+        if len(entries["done"]) <= len(JOBS) - (self.refusable and refused(self.stage)):
             return False
         results = [f"{self.stage.root}/jobs/0/{entry.id}/result.json" for entry in entries["done"]]
         return all(os.path.exists(path) for path in results) and not self.pending()
@@ -197,9 +204,14 @@ def open_files(pid: int) -> list[str]:
     return found
 
 
-def outcome(stage: Stage, verdict: Verdict, expected: dict[int, Expected], kills: int = 0) -> Outcome:
+def outcome(
+    stage: Stage, point: Point | None, verdict: Verdict, expected: dict[int, Expected], kills: int = 0
+) -> Outcome:
     """The end of a case."""
     trace = stage.traced() if stage.tracer[0] else Trace()
+    if point and point.fault in tracer.ERRORS and (about := _OUTPUT.search(point.call.site)):
+        job_id = int(about[1])
+        expected[job_id] = replace(expected[job_id], lost=True)
     found = check(stage, expected, deaths=kills + 1)
     found.found[:0] = verdict.found
     return Outcome(trace, found)
@@ -210,28 +222,36 @@ def node_expected() -> dict[int, Expected]:
     return {number: job[2] for number, job in enumerate((*JOBS, ((), "", DROPPED)), 1)}
 
 
+def refused(stage: Stage) -> bool:
+    """Whether the dropped file lies in rejected/, with a reason."""
+    found = os.listdir(f"{stage.root}/rejected")
+    return len(found) == 2 and any(name.endswith(".why") for name in found)
+
+
 def dropped_elsewhere(stage: Stage) -> dict[int, Expected]:
     """An admission that was interrupted leaves an unused number: the dropped file may have a later one."""
     expected = node_expected()
+    if refused(stage):
+        del expected[len(JOBS) + 1]
     ids = [entry.id for entry in stage.entries()["done"] if entry.id > len(JOBS)]
     if len(ids) == 1:
-        del expected[len(JOBS) + 1]
+        expected.pop(len(JOBS) + 1, None)
         expected[ids[0]] = DROPPED
     return expected
 
 
 def play_daemon(stage: Stage, point: Point | None) -> Outcome:
     """The daemon is watched, from its first call to its last."""
-    verdict, user = Verdict(), User(stage)
+    verdict, user = Verdict(), User(stage, point)
     pid = stage.daemon(plan=Plan(roots(stage), lambda _: "daemon", talk=True, point=point))
     pid = serve(stage, user, pid, verdict, user.all_over)
     finish(stage, user, pid, verdict)
-    return outcome(stage, verdict, dropped_elsewhere(stage))
+    return outcome(stage, point, verdict, dropped_elsewhere(stage))
 
 
 def play_successor(stage: Stage, point: Point | None) -> Outcome:
     """The daemon that follows one that was killed while jobs ran, ended and waited is watched."""
-    verdict, user = Verdict(), User(stage)
+    verdict, user = Verdict(), User(stage, point)
     first = stage.daemon()
     stage.until(lambda: user.two_run() or stage.dead(first), "two jobs run")
     os.kill(first, signal.SIGKILL)
@@ -242,7 +262,7 @@ def play_successor(stage: Stage, point: Point | None) -> Outcome:
     pid = stage.daemon(plan=Plan(roots(stage), lambda _: "successor", talk=True, point=point))
     pid = serve(stage, user, pid, verdict, user.all_over)
     finish(stage, user, pid, verdict)
-    return outcome(stage, verdict, dropped_elsewhere(stage), kills=1)
+    return outcome(stage, point, verdict, dropped_elsewhere(stage), kills=1)
 
 
 FAMILY = {"spoolq-runner": "runner", "spoolq-watch": "watcher"}
@@ -251,7 +271,7 @@ HEIRS = {"spoolq-runner": "heir", "spoolq-watch": "keeper"}
 
 def play_family(stage: Stage, point: Point | None) -> Outcome:
     """The runner, its watchers and what they were before are watched."""
-    verdict, user = Verdict(), User(stage)
+    verdict, user = Verdict(), User(stage, point)
 
     def role(pid: int) -> str:
         name = tracer.name_of(pid)
@@ -261,7 +281,7 @@ def play_family(stage: Stage, point: Point | None) -> Outcome:
     pid = stage.daemon()
     pid = serve(stage, user, pid, verdict, user.all_over)
     finish(stage, user, pid, verdict)
-    return outcome(stage, verdict, dropped_elsewhere(stage))
+    return outcome(stage, point, verdict, dropped_elsewhere(stage))
 
 
 def found_family(stage: Stage, plan: Plan, point: Point | None) -> None:
@@ -275,7 +295,7 @@ def found_family(stage: Stage, plan: Plan, point: Point | None) -> None:
 
 def play_heirs(stage: Stage, point: Point | None) -> Outcome:
     """The runner is killed while jobs run; what follows it, and the watchers that wait for its jobs, are watched."""
-    verdict, user = Verdict(), User(stage)
+    verdict, user = Verdict(), User(stage, point)
     flag = f"{stage.base}/armed"
     plan = Plan(
         roots(stage),
@@ -294,7 +314,7 @@ def play_heirs(stage: Stage, point: Point | None) -> Outcome:
     os.kill(runner, signal.SIGKILL)
     pid = serve(stage, user, pid, verdict, user.all_over)
     finish(stage, user, pid, verdict)
-    return outcome(stage, verdict, dropped_elsewhere(stage), kills=1)
+    return outcome(stage, point, verdict, dropped_elsewhere(stage), kills=1)
 
 
 SCENES = {
