@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.crash import commands, scenes, tracer
+from tests.crash import stage as stage_room
 from tests.crash.check import VIOLATIONS
 from tests.crash.scenes import Scene
 from tests.crash.stage import Stage
@@ -48,10 +49,10 @@ class Result:
     seconds: float = 0.0
 
 
-def play(scene: Scene, point: Point | None, base: str, template: str) -> Result:
+def play(scene: Scene, point: Point | None, base: str, template: str, *, execute: bool) -> Result:
     """One case, in this process; what is left of it is killed."""
     began, result = time.monotonic(), Result(point)
-    stage = Stage(base, template)
+    stage = Stage(base, template, execute=execute)
     try:
         outcome = scene.play(stage, point)
         result.reached, result.calls = bool(outcome.trace.hit), outcome.trace.calls
@@ -69,13 +70,14 @@ def play(scene: Scene, point: Point | None, base: str, template: str) -> Result:
     return result
 
 
-def fork_case(scene: Scene, point: Point | None, base: str, template: str) -> int:
-    """The same in a process of its own, which writes what it found to `base.json`."""
+def fork_case(scene: Scene, point: Point | None, base: str, template: str, *, execute: bool) -> int:
+    """The same in a process of its own, which writes what it found to `base.json`, and ends with this one."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            result = play(scene, point, base, template)
+            stage_room.end_with_parent()
+            result = play(scene, point, base, template, execute=execute)
             calls = [(c.role, c.site, c.number) for c in result.calls]
             with open(f"{base}.json", "w", encoding="utf-8") as file:
                 json.dump([result.reached, result.found, calls, result.seconds], file)
@@ -106,8 +108,8 @@ class Rig:
         keep: whether directories of cases with violations stay.
     """
 
-    def __init__(self, top: str, *, jobs: int, keep: bool = False) -> None:
-        self.top, self.jobs, self.keep, self.number = top, jobs, keep, 0
+    def __init__(self, top: str, *, jobs: int, keep: bool = False, execute: bool = False) -> None:
+        self.top, self.jobs, self.keep, self.execute, self.number = top, jobs, keep, execute, 0
         self.templates: dict[str, str] = {}
 
     def template(self, scene: Scene) -> str:
@@ -142,7 +144,7 @@ class Rig:
                 template, base = self.template(scene), f"{self.top}/{self.number}"
                 self.number += 1
                 os.mkdir(base, 0o700)
-                running[fork_case(scene, point, base, template)] = (point, base)
+                running[fork_case(scene, point, base, template, execute=self.execute)] = (point, base)
             if not running:
                 return
             pid, _ = os.waitpid(-1, 0)
@@ -163,17 +165,22 @@ class Rig:
         return found
 
 
-def sample(calls: Sequence[Call], seed: int, *, each: int = 1) -> list[Point]:
-    """Each kind of call at least once, with a fault and an occurrence that the seed chooses."""
+def sample(calls: Sequence[Call], seed: int, *, most: int = 0) -> list[Point]:
+    """
+    Each kind of call once, with a fault and an occurrence that the seed chooses.
+
+    Args:
+        most: so many of them, also chosen by the seed, those that change something three times as likely as others.
+    """
     kinds: dict[str, list[Call]] = defaultdict(list)
     for call in calls:
         kinds[call.kind].append(call)
     dice, points = random.Random(seed), []
     for kind in sorted(kinds):
         pairs = [Point(call, fault) for call in kinds[kind] for fault in call.faults()]
-        points += dice.sample(pairs, min(each, len(pairs)))
-    dice.shuffle(points)
-    return points
+        points.append(dice.choice(pairs))
+    points.sort(key=lambda point: dice.random() * (3 if point.call.name in tracer.LOOKS else 1))
+    return points[: most or None]
 
 
 def every(calls: Sequence[Call]) -> list[Point]:
@@ -264,8 +271,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--faults", default=",".join(FAULTS), help="only these")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after this time")
     parser.add_argument("--list", action="store_true", help="print the points, play none")
+    parser.add_argument("--exec", action="store_true", help="start each program from nothing, not from a fork: slower")
     parser.add_argument("--keep", action="store_true", help="leave the directories of violations")
-    parser.add_argument("-j", "--jobs", type=int, default=3 * (os.cpu_count() or 1), help="cases at a time")
+    parser.add_argument("-j", "--jobs", type=int, default=2 * (os.cpu_count() or 1), help="cases at a time")
     return parser.parse_args()
 
 
@@ -278,7 +286,7 @@ def main() -> int:
     roles = chosen(given.who)
     began, tally = time.monotonic(), Tally()
     with directory(given.on, keep=given.keep) as top:
-        rig = Rig(top, jobs=given.jobs, keep=given.keep)
+        rig = Rig(top, jobs=given.jobs, keep=given.keep, execute=given.exec)
         if given.point:
             points = [Point.parse(text) for text in given.point]
         else:

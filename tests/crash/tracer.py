@@ -18,6 +18,7 @@ import re
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 
 _POKEUSER, _SYSCALL, _LISTEN, _SEIZE, _INTERRUPT, _INFO = 6, 24, 0x4208, 0x4206, 0x4207, 0x420E
 _SYSGOOD, _FORKS, _CLONES, _EXECS = 1, 2, 8, 0x10
+_SET_PDEATHSIG, _SET_PTRACER = 1, 0x59616D61
 _EVENT_STOP, _EVENT_EXEC = 128, 4
 _WALL = 0x40000000
 _RAX, _ORIG_RAX = 80, 120  # offsets in struct user
@@ -218,30 +220,51 @@ class Stub:
             self.gate = -1
 
 
-def start(words: Sequence[str], env: Mapping[str, str], files: Sequence[int] = (), cwd: str = "/") -> Stub:
+def start(
+    words: Sequence[str],
+    env: Mapping[str, str],
+    files: Sequence[int] = (),
+    cwd: str = "/",
+    inside: Callable[[Sequence[str]], int] | None = None,
+) -> Stub:
     """
     Fork a process that will execute some words, once `go` is said.
 
     Args:
         files: descriptors for 0, 1, 2; the rest are closed.
+        inside: what the words mean, called in the forked process instead of executing them; gives the exit code.
     """
-    inside, gate = os.pipe()
+    hold, gate = os.pipe()
     pid = os.fork()
     if pid:
-        os.close(inside)
+        os.close(hold)
         return Stub(pid, gate)
-    with contextlib.suppress(BaseException):
+    code = 127
+    try:
         os.close(gate)
-        _libc.prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER_ANY, where Yama wants it
+        _libc.prctl(_SET_PDEATHSIG, 0, 0, 0, 0)
+        _libc.prctl(_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # by anybody, where Yama asks
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.read(inside, 1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.read(hold, 1)
         for number, fd in enumerate(files):
             os.dup2(fd, number)
         os.closerange(3, 1024)
         os.setsid()
         os.chdir(cwd)
-        os.execve(words[0], list(words), dict(env))
-    os._exit(127)
+        if inside is None:
+            os.execve(words[0], list(words), dict(env))
+        os.environ.clear()
+        os.environ.update(env)
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        code = inside(words)
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        os._exit(code)
 
 
 def trace_apart(stub: Stub, plan: Plan) -> tuple[int, int]:
