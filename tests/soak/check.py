@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLACK_S = 20.0  # what a fault leaves behind may show so long after it
+LAST_S = 1.0  # from the last word of a job to its end, as its parent sees it
 FAMILY = 3  # processes of a node family: so many killed and nobody saw how a job ended
 SPOOL_FAULTS = frozenset(["full", "readonly", "away"])
 DEATHS = frozenset(["power", "blackout", "death"])
@@ -283,7 +284,7 @@ class Judge:
         """Whether a result is the truth, or what was done to the job explains it."""
         job, state, reason = result["id"], result["state"], result["reason"] or ""
         since = start.at if start else 0.0
-        until = end.at if end else float("inf")
+        until = end.at + LAST_S if end else float("inf")
         node = start.node if start else result["node"]
         faults = self.faults(node, since - SLACK_S, until)
         plan = self.plan(job)
