@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     rule: str = "C"
     code: int = 0
     limit_s: float | None = None
+    retries: int = 0
 
 
 class Ack(NamedTuple):
@@ -230,9 +231,18 @@ class Judge:
             return True
         plan = self.plan(job)
         rule = plan.rule if plan else "N"
+        if plan and before.attempt <= plan.retries and self.failed(job, before.attempt):
+            return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
+
+    def failed(self, job: int, attempt: int) -> bool:
+        """Whether an attempt ended as a failure, by what was written of it."""
+        return any(
+            record["id"] == job and record["attempt"] == attempt and record["state"] in ("FAILED", "TIMEOUT")
+            for record in self.world.history
+        )
 
     # --- from nowhere
 
@@ -289,7 +299,8 @@ class Judge:
         faults = self.faults(node, since - SLACK_S, until)
         plan = self.plan(job)
         if state == "CANCELLED":
-            return self.was_asked(job, ["kill"], 0.0, float("inf"))
+            again = any(place.attempt > result["attempt"] for place in self.entries[job])
+            return self.was_asked(job, ["kill", "requeue"] if again else ["kill"], 0.0, float("inf"))
         if state == "TIMEOUT":
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":
