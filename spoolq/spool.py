@@ -50,7 +50,7 @@ class Placed(NamedTuple):
 
     @property
     def node(self) -> str:
-        """The node it is on, or empty."""
+        """The node it is on, or empty; the directories of nodes are never removed."""
         return self.place.partition("/")[2] if self.top in ("running", "reaping") else ""
 
     @property
@@ -117,10 +117,10 @@ class Spool:
         """The segments of queue or held in the order in which their jobs start."""
         return sorted(fsops.names(f"{self.root}/{top}"))
 
-    def entries(self, place: str) -> list[Entry]:
-        """The entries of one directory in start order; names that are none are skipped."""
-        found = [entry for name in fsops.names(f"{self.root}/{place}") if (entry := parse_name(name))]
-        return sorted(found, key=order)
+    def entries(self, place: str, *, lasting: bool = False) -> list[Entry]:
+        """The entries of one directory in start order; names that are none are skipped. `lasting`: as `fsops.names`."""
+        names = fsops.names(f"{self.root}/{place}", lasting=lasting)
+        return sorted((entry for name in names if (entry := parse_name(name))), key=order)
 
     def waiting(self, top: str = "queue") -> Iterator[Placed]:
         """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
@@ -129,9 +129,9 @@ class Spool:
             for entry in self.entries(place):
                 yield Placed(place, entry)
 
-    def on_node(self, node: str, top: str = "running") -> list[Placed]:
-        """What is claimed by or runs on a node."""
-        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}")]
+    def on_node(self, node: str, top: str = "running", *, lasting: bool = False) -> list[Placed]:
+        """What is claimed by or runs on a node; `lasting` if it is our own, which has made its directories."""
+        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}", lasting=lasting)]
 
     def live(self) -> list[Placed]:
         """Everything that has not ended: waiting, held, running, reaping."""
@@ -163,13 +163,14 @@ class Spool:
         missed; an id that has a home but no entry was never submitted whole.
 
         Raises:
-            NotFound
+            NotFound; OSError if the spool is not there.
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
                 match = self.lookup(top, job_id)
                 if match is not None:
                     return match
+            self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
 
     def lookup(self, top: str, job_id: int) -> Placed | None:
@@ -238,11 +239,11 @@ class Spool:
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
         entry = fitting(entry)
         target = Placed(place_of(top, entry, node), entry)
-        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
+        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node)), target
 
     def settle(self, at: Placed, target: Placed) -> Answer | None:
         """Ask again what became of an UNKNOWN transfer; None if it did not happen and may be repeated."""
-        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}")
+        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node))
 
     def claim(self, at: Placed, node: str) -> tuple[Answer, Placed]:
         """queue -> running/<node>."""

@@ -754,3 +754,61 @@ def test_a_rename_in_doubt_at_any_point_of_a_requeue(world, tmp_path, monkeypatc
             one.turn(node)
             one.turn(node)
             finished(one, attempt=2)
+
+
+# --- a spool that is not mounted for a while
+
+
+def away(world: World) -> None:
+    """Nothing is mounted: where the spool was there is an empty directory."""
+    os.rename(world.root, world.root + ".away")
+    os.mkdir(world.root)
+
+
+def back(world: World) -> None:
+    """It is there again."""
+    shutil.rmtree(world.root)
+    os.rename(world.root + ".away", world.root)
+
+
+def test_a_job_that_ended_to_run_again_while_the_spool_was_away_runs_again_as_the_next_attempt(world):
+    """Absence there is no answer: taken for one, the same attempt began twice (I2)."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    node.live[1].requeue = True
+    world.runner.end((1, 1), 143, "cancelled")
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1), (1, 2)] == world.runner.starts
+
+
+def test_a_new_runner_while_the_spool_is_away_forgets_no_end(world):
+    world.submit(rerun="never")
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    node.sure = False
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    finished(world)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_claims_on_record_stay_while_the_spool_is_away(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(claims, "MOST_BYTES", 0)
+    monkeypatch.setattr(claims, "RECENT", 1)
+    name = world.entry(1).name
+    away(world)
+    node.part("ghosts", recover.look_for_ghosts, node)
+    back(world)
+    assert name in node.claims

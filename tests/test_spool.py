@@ -162,3 +162,25 @@ def test_a_spool_that_went_away_or_was_replaced_is_noticed(spool):
         file.write(text.replace("1111", "2222"))
     with pytest.raises(Misconfigured, match="another spool"):
         spool.check_same()
+
+
+def test_where_nothing_is_mounted_absence_is_no_answer(spool):
+    """Else a job that ended in such a moment would be given up, or one that runs be begun again (I2)."""
+    at = put(spool)
+    spool.enter_node("n1")
+    _, running = spool.claim(at, "n1")
+    os.rename(spool.root, spool.root + ".away")
+    os.mkdir(spool.root)
+
+    answer, target = spool.finish(running, "exit0")
+    assert Answer.UNKNOWN is answer
+    assert Answer.UNKNOWN is spool.settle(running, target)
+    with pytest.raises(FileNotFoundError):
+        spool.find(running.entry.id)
+    with pytest.raises(FileNotFoundError):
+        spool.on_node("n1", lasting=True)
+
+    os.rmdir(spool.root)
+    os.rename(spool.root + ".away", spool.root)
+    assert spool.settle(running, target) is None
+    assert Answer.WON is spool.finish(running, "exit0")[0]
