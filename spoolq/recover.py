@@ -272,12 +272,17 @@ def mark_boot(state_dir: str) -> None:
 
 
 def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
-    """After a reboot: results that a power loss of a local disk tore are written again from history."""
+    """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
     newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
     for job_id, record in newest.items():
         with contextlib.suppress(OSError, SpoolqError):
             data = home.read_result(daemon.spool.root, job_id)
-            if data is not None and result.parse(data) is None:
+            if data is None:
+                at = daemon.spool.lookup("done", job_id)
+                bad = at is not None and at.entry.gen == record["gen"]
+            else:
+                bad = result.parse(data) is None
+            if bad:
                 home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
                 log.warning("repaired result job=%d", job_id)
 

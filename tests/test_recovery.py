@@ -540,6 +540,17 @@ def test_a_bad_result_does_not_stop_a_node_after_a_reboot(world, text):
     finished(world, 2)
 
 
+def test_a_result_that_nobody_was_left_to_write_is_written_after_a_reboot(world):
+    """Found by simulation: committed, then the power fails before result.json, and the runner forgets with it."""
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    os.unlink(f"{home.path_of(world.root, 1)}/result.json")
+    world.reboot()
+    world.serve()
+    assert b'"COMPLETED"' in home.read_result(world.root, 1)
+
+
 def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch):
     world.runner.ends = True
     world.submit(6)

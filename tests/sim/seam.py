@@ -233,7 +233,7 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
             yield module, "time", clock
-    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer"):
+    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer", "intake"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "os"):
             yield module, "os", system
