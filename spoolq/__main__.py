@@ -34,8 +34,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "requeue": ("steer", "requeue", "run jobs again"),
     "edit": ("steer", "edit", "change a job"),
     "nodes": ("look", "nodes", "nodes and what is free on them"),
-    "drain": ("steer", "drain", "let a node start no more jobs"),
-    "undrain": ("steer", "undrain", "let it start jobs again"),
+    "drain": ("mark", "drain", "let a node start no more jobs"),
+    "undrain": ("mark", "undrain", "let it start jobs again"),
+    "node-dead": ("mark", "node_dead", "say that a node is off for certain"),
     "node": ("node", "node", "serve: run jobs on this machine"),
     "init": ("doctor", "init", "make a spool"),
     "doctor": ("doctor", "doctor", "test whether a spool and a node are in order"),
@@ -53,7 +54,7 @@ _GROUPS = (
     ("Submit", ("sub", "run")),
     ("Look", ("stat", "show", "why", "out", "wait", "hist")),
     ("Steer", ("kill", "hold", "release", "suspend", "resume", "requeue", "edit")),
-    ("Nodes", ("nodes", "drain", "undrain", "node")),
+    ("Nodes", ("nodes", "drain", "undrain", "node-dead", "node")),
     ("Spool", ("init", "doctor", "config", "completion")),
 )
 _EXAMPLES = """\

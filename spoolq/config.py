@@ -139,6 +139,7 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_mem", _amount(parse_mb, MEM), 1000, "MB of a job that does not say"),
     Key("policy", "default_time", _time, "unlimited", "limit of a job that does not say; a bare number is minutes"),
     Key("policy", "default_rerun", _choice(*RERUNS), "certain", "of a job that does not say"),
+    Key("policy", "default_retries", lambda n: int(_number(0, 1000)(n)), 0, "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
@@ -148,6 +149,14 @@ KEYS: tuple[Key, ...] = (
     Key("limits", "beat_s", _number(0.05, 86400), 20, "between heartbeats of a node"),
     Key("limits", "fence_s", _number(0.1), 900, "a node without a good beat for so long stops its rerun jobs"),
     Key("limits", "dead_s", _number(0.1), 1200, "a node silent for so long counts as dead"),
+    Key(
+        "limits",
+        "retry_s",
+        _number(0, 86400),
+        10,
+        "before the first retry of a failure; each further waits twice as long",
+    ),
+    Key("limits", "max_attempts", lambda n: int(_number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(_number(0)(mb)), 100, "refuse jobs when the spool has less room"),
 )
 _TOP = ("format", "uuid", "name")
@@ -174,6 +183,7 @@ class Policy(NamedTuple):
     default_mem: int
     default_time_s: int | None
     default_rerun: str
+    default_retries: int
     enforce_default_mem: bool
     drop_any_owner: bool
     mem_factor: float
@@ -183,13 +193,16 @@ class Policy(NamedTuple):
     beat_s: float
     fence_s: float
     dead_s: float
+    retry_s: float
+    max_attempts: int
     min_free_mb: int
     in_force: tuple[Setting, ...] = ()
 
     def job_fields(self) -> dict[str, Any]:
         """Fields of a job that does not say: the base of `options.apply`."""
         wants = {CPUS: self.default_cpus, MEM: self.default_mem}
-        return {"wants": wants, "limit_s": self.default_time_s, "rerun": self.default_rerun}
+        said = {"rerun": self.default_rerun, "retries": self.default_retries}
+        return {"wants": wants, "limit_s": self.default_time_s, **said}
 
 
 class Settings(NamedTuple):

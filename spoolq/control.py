@@ -46,9 +46,9 @@ def sound(request: Request) -> bool:
     return whole and "id" in numbers and isinstance(request.get("verb"), str)
 
 
-def wishes(daemon: "Daemon") -> dict[tuple[int, int], str]:
-    """(id, attempt) -> `kill` or `requeue`, whichever was asked for last and is not carried out yet."""
-    asked = [request for _, request in daemon.spool.requests(daemon.node) if sound(request)]
+def wishes(daemon: "Daemon", node: str) -> dict[tuple[int, int], str]:
+    """(id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet."""
+    asked = [request for _, request in daemon.spool.requests(node) if sound(request)]
     return {(r["id"], r["attempt"]): r["verb"] for r in asked if r["verb"] in ("kill", "requeue") and r.get("attempt")}
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, resources, schedule, service
+from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -28,6 +28,7 @@ from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.peers import Peers
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -78,6 +79,8 @@ class Daemon:
         self.presence = Presence(spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
+        self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
+        self.peers = Peers(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -156,12 +159,15 @@ class Daemon:
             self.measure()
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
+        self.part("retries", rerun.release_due, self, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
                 self.part("ghosts", recover.look_for_ghosts, self)
+                if self.sure:
+                    self.part("peers", self.peers.look)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -230,7 +236,7 @@ class Daemon:
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.intake.unfinished:
+        if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         return idle is not None and self.looked and host.boottime() - self.last_work >= idle
@@ -286,6 +292,8 @@ class Daemon:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
         item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        if not item.requeue and rerun.wanted(item):
+            item.requeue = item.retry = True
         self.ended.append(item)
         self.last_work = host.boottime()
         self.looked = self.limits.once and self.looked
@@ -348,7 +356,7 @@ class Daemon:
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
         try:
-            deliver.deliver(self.spool, self.node, self.ended, lambda item: recover.requeue_ended(self, item))
+            deliver.deliver(self.spool, self.node, self.ended, lambda item: rerun.requeue_ended(self, item))
             self._retry_s = RETRY_S[0]
         finally:
             through = [item for item in self.ended if item.through]

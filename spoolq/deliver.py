@@ -36,7 +36,7 @@ class Finished:
     One attempt that ended and is on its way into the spool.
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
-    somebody else decided about the job meanwhile.
+    somebody else decided about the job meanwhile. `requeue`: it is to run again, `retry`: since it failed.
     """
 
     at: Placed
@@ -51,6 +51,7 @@ class Finished:
     result: bytes = b""
     line: bytes = b""
     requeue: bool = False
+    retry: bool = False
 
     @property
     def ending(self) -> str:
@@ -175,6 +176,13 @@ def renamed(spool: Spool, at: Placed) -> Placed | None:
     return Placed(at.place, same[-1]) if same else None
 
 
+def write_attempt(spool: Spool, item: Finished, node: str) -> None:
+    """What an attempt came to whose job runs again: its line of history, and `result.<attempt>.json`."""
+    prepare(item, node)
+    spool.record(today(), node, [item.line])
+    home.keep_attempt(spool.root, item.at.entry.id, item.at.entry.attempt, item.result)
+
+
 def finish_unstarted(spool: Spool, at: Placed, ending: str, detail: str, writer: str) -> Answer:
     """
     End a job that does not run: cancel a waiting one, or fail one whose parent failed.
@@ -202,10 +210,19 @@ def write_unstarted(spool: Spool, entry: Entry, ending: str, detail: str, writer
 
 
 def recorded_lines(spool: Spool, node: str, newest: int = 3) -> dict[tuple[int, int], dict[str, Any]]:
-    """(id, attempt) -> record in this node's newest history files: what a crash may have left half delivered."""
-    own = [name for name in spool.history_files() if name.partition(".")[2] == f"{node}.jsonl"]
+    """
+    (id, attempt) -> record in a node's newest history files: what a crash may have left half delivered.
+
+    Args:
+        node: or empty, for what anybody wrote on the newest days.
+        newest: so many days.
+    """
+    files = [name for name in spool.history_files() if not node or name.partition(".")[2] == f"{node}.jsonl"]
+    days = sorted({name.partition(".")[0] for name in files})[-newest:]
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    for name in own[-newest:]:
+    for name in files:
+        if name.partition(".")[0] not in days:
+            continue
         try:
             records = history.parse(spool.read_history(name))
         except OSError as error:  # what cannot be read proves nothing

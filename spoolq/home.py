@@ -174,6 +174,11 @@ def set_aside(root: str, job_id: int, attempt: int) -> None:
         fsops.move(f"{path}/result.json", f"{path}/result.{of_attempt}.json")
 
 
+def keep_attempt(root: str, job_id: int, attempt: int, data: bytes) -> None:
+    """The result of an attempt whose job runs again."""
+    _publish(root, job_id, f"result.{attempt}.json", data, sync=False)
+
+
 def keep_late(root: str, job_id: int, attempt: int, data: bytes) -> None:
     """A result that came after the decision: shown to the user, never authoritative."""
     _publish(root, job_id, f"result.{attempt}.late.json", data)

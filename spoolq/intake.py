@@ -110,6 +110,24 @@ class Intake:
                 admitted += self._take(name, now)
         return admitted
 
+    def left_by(self, node: str) -> list[str]:
+        """What another node has taken from drop/ and not admitted yet."""
+        return sorted(fsops.names(f"{self.spool.root}/nodes/{node}/admit"))
+
+    def inherit(self, node: str, name: str) -> None:
+        """Admit a file that another node took and left; safe also if that node lives (model: `admission`)."""
+        match = _ADMITTED.fullmatch(name)
+        if match:
+            admitted = f"{self._tag()}~{match[2]}"
+            answer = fsops.move(f"{self.spool.root}/nodes/{node}/admit/{name}", self._admit(admitted), tries=1)
+            if answer is not Answer.LOST:
+                self.unfinished = True
+
+    def _tag(self) -> str:
+        """A fresh one for each rename, since dropped names come back."""
+        self._tags += 1
+        return f"{time.time_ns():x}{os.getpid():x}{self._tags:x}"
+
     def _admit(self, name: str = "") -> str:
         return f"{self.spool.root}/nodes/{self.node}/admit" + (f"/{name}" if name else "")
 
@@ -148,9 +166,7 @@ class Intake:
         return True
 
     def _take(self, name: str, now: float) -> int:
-        self._tags += 1
-        tag = f"{time.time_ns():x}{os.getpid():x}{self._tags:x}"
-        admitted = f"{tag}~{quote(name)}"
+        admitted = f"{self._tag()}~{quote(name)}"
         try:
             answer = fsops.move(f"{self.spool.root}/drop/{name}", self._admit(admitted), tries=1)
         except OSError as error:  # a mount point, or not ours to move: it stops no other

@@ -32,6 +32,7 @@ class Job(NamedTuple):
         wants: thousandths by resource (see `resources`).
         declared: names in `wants` that the user asked for; the rest are defaults and not enforced.
         limit_s: time limit in seconds, or None.
+        retries: how often a failure is tried again.
         output, error: file patterns, or None for the job's home.
         held: a key of `entry.HELD`, or empty.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
@@ -47,6 +48,7 @@ class Job(NamedTuple):
     limit_s: int | None = None
     priority: int = 0
     rerun: str = "certain"
+    retries: int = 0
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"

@@ -198,8 +198,7 @@ def _rest(job: Job) -> str:
         parts.append(f"gres = {quote(','.join(others))}\n")
     if (limit_s := job.limit_s) is not None:
         parts.append(f'time = "{limit_s}s"\n' if limit_s % 60 else f"time = {limit_s // 60}\n")
-    if job.priority:
-        parts.append(f"priority = {job.priority}\n")
+    parts += [f"{key} = {number}\n" for key, number in (("priority", job.priority), ("retries", job.retries)) if number]
     for key, text, default in (
         ("held", job.held, ""),
         ("rerun", job.rerun, "certain"),
@@ -281,7 +280,7 @@ def _read_other(key: str, value: Any, fields: Fields, wants: dict[str, int]) -> 
         wants |= BY_NAME[key].parse(_plain(key, value))["wants"]
     elif key == "umask":
         fields |= BY_NAME[key].parse(_plain(key, value))
-    elif key == "priority":
+    elif key in ("priority", "retries"):
         fields |= BY_NAME[key].parse(str(value))
     elif key == "script":
         fields[key] = value is True

@@ -225,3 +225,27 @@ def _records(path: str) -> Iterator[dict[str, Any]]:
             continue  # torn by a full disk or a power loss
         if isinstance(record, dict):
             yield record
+
+
+def write_fence(state_dir: str, boot: str, until: float) -> None:
+    """
+    Note until when (s, CLOCK_BOOTTIME) jobs of rule `yes` may live without word from the spool.
+
+    In place, so that a full disk does not refuse it: whoever is the runner after a kill has to know
+    (model: "only the runner fences, and it is killed").
+    """
+    fd = os.open(os.path.join(state_dir, "fence"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(fd, f"{boot} {until:020.3f}\n".encode(), 0)
+    finally:
+        os.close(fd)
+
+
+def read_fence(state_dir: str, boot: str, unknown: float) -> float:
+    """What was noted in this boot, or `unknown`."""
+    try:
+        with open(os.path.join(state_dir, "fence"), encoding="ascii") as file:
+            said, _, until = file.read().partition(" ")
+            return float(until) if said == boot else unknown
+    except (OSError, ValueError):
+        return unknown

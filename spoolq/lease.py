@@ -8,7 +8,7 @@ Invariants: unknown is not dead; without proof nobody is dead, only silent; a no
 starts nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -116,8 +116,20 @@ def proves_death(old: Instance, new: Instance, watch: Watch | None, *, interval_
     return same_machine and other_boot and watch is not None and watch.still_s >= STILL * interval_s
 
 
-def successors(node: str, names: Iterable[str], count: int = SUCCESSORS) -> list[str]:
-    """The nodes that this one watches: the next ones on the ring of sorted names."""
+def successors(node: str, names: Iterable[str], gone: Container[str] = (), count: int = SUCCESSORS) -> list[str]:
+    """
+    The nodes that this one watches: the next ones on the ring of sorted names.
+
+    Args:
+        gone: silent or dead ones, which are watched too but do not count, since they watch nobody: however
+            many neighbours die together, each keeps an observer.
+    """
     ring = sorted(set(names) - {node})
     later = [name for name in ring if name > node]
-    return (later + ring[: len(ring) - len(later)])[:count]
+    found: list[str] = []
+    for name in later + ring[: len(ring) - len(later)]:
+        if count <= 0:
+            break
+        found.append(name)
+        count -= name not in gone
+    return found

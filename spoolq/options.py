@@ -24,10 +24,10 @@ Pairs = Iterable[tuple[Any, ...]]  # (name, value, ...): what Pair is
 
 MOST = 1_000_000_000 * UNIT  # of anything; keeps entry names short
 MOST_SECONDS = 10_000 * 86_400  # nine digits: what `parse_seconds` reads back
+_RANGE = (MIN_PRIORITY, MAX_PRIORITY)
 MOST_NODES = 10_000  # in one pattern
 GPU = "gpu"
-# bytes of an entry name beside its facts and label: rank, id, gen, attempt, and what is added later
-_NAME_REST = 65
+_NAME_REST = 65  # bytes of an entry name beside facts and label: rank, id, gen, attempt, what is added later
 _DECLARED = {"limit_s": {"time"}, "rerun": {"rerun"}}  # what a policy must not replace
 JOB, REQUEST, COMMAND_LINE = "job", "request", "command line"
 
@@ -50,9 +50,7 @@ class Parsed(NamedTuple):
 
 class Option(NamedTuple):
     """
-    One row.
-
-    `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
+    One row. `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
     good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone.
     """
 
@@ -96,13 +94,15 @@ def _time(text: str) -> Fields:
     return {"limit_s": limit_s}
 
 
-def _priority(option: str, sign: int) -> Callable[[str], Fields]:
+def _whole(option: str, low: int, high: int, sign: int = 1) -> Callable[[str], Fields]:
+    field = "priority" if option == "nice" else option
+
     def parse(text: str) -> Fields:
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
             raise UsageError(f"{option}: {text[:40]!r} is no whole number")
-        if not MIN_PRIORITY <= (priority := sign * int(text)) <= MAX_PRIORITY:
-            raise UsageError(f"{option}: priority {priority} is not within {MIN_PRIORITY}..{MAX_PRIORITY}")
-        return {"priority": priority}
+        if not low <= (number := sign * int(text)) <= high:
+            raise UsageError(f"{option}: {field} {number} is not within {low}..{high}")
+        return {field: number}
 
     return parse
 
@@ -170,8 +170,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("gpus", "G", "N", _wants(GPU, parse_amount), "GPUs; short for --gres gpu:N", "0", kind="number"),
     Option("gres", "g", "NAME:N,..", _gres, "other resources that nodes offer", kind="list"),
     Option("name", "J", "TEXT", _name, "name in tables", "the command's", ("job-name",)),
-    Option("priority", "p", "N", _priority("priority", 1), "-499 to 500, higher is sooner", "0", kind="number"),
-    Option("nice", "", "N", _priority("nice", -1), "the same negated, as elsewhere", "0", kind="number"),
+    Option("priority", "p", "N", _whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
+    Option("nice", "", "N", _whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", _flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
     Option("nodelist", "w", "NODES", _nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", _nodes("exclude"), "not on these", kind="list"),
@@ -184,6 +184,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("rerun", "", "WHEN", _choice("rerun", tuple(RERUNS)), "if its node dies: never, certain, yes", "certain"),
     Option("requeue", "", "", _flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
     Option("no-requeue", "", "", _flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
+    Option("retries", "r", "N", _whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
     Option("wrap", "", "LINE", _wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", _flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", _flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),

@@ -17,6 +17,7 @@ Invariant: `go` is in the journal before the spawn, and `started` before the nex
 not in `known` did not happen.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import spoolq
-from spoolq import cgroup, process, spawn, takeover
+from spoolq import cgroup, journal, process, spawn, takeover
 from spoolq.channel import Message, encode
 from spoolq.ending import End
 from spoolq.runs import Event, Run, Stage
@@ -154,6 +155,8 @@ def lease(runner: "Runner", message: Message) -> None:
         runner.lease = float(message["until"])
     if message.get("fence") is not None:
         runner.fence = float(message["fence"])
+        with contextlib.suppress(OSError):
+            journal.write_fence(runner.kin.state_dir, runner.kin.boot, runner.fence)
 
 
 def kill(runner: "Runner", message: Message) -> None:

@@ -4,11 +4,13 @@ What a node says of itself: its heartbeat, and node.json with what it has, lends
 The heartbeat is a counter, never a time: others judge it by their own clocks. `began` is when the last
 successful beat began, on CLOCK_BOOTTIME; the right to start jobs counts from there (`lease`).
 Two machines of one name would take each other's jobs for their own leftovers, so a node waits if the
-last heartbeat is not of this machine (whose lock says that its own last daemon is dead), and claims
-nothing while it finds a heartbeat that it did not write.
+last heartbeat is not of this boot of this machine (whose lock says that its own last daemon is dead;
+a machine cloned from its disk has the same identity, but another boot), and claims nothing while it
+finds a heartbeat that it did not write.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 from typing import Any
@@ -17,6 +19,8 @@ from spoolq import __version__, fsops, host
 from spoolq.errors import TryAgain
 from spoolq.lease import LATE
 from spoolq.spool import Spool
+
+log = logging.getLogger("spoolq")
 
 INSTANCES = 20  # of earlier daemons on this machine that are remembered
 LOCAL_FREE_MB = 64  # less on the local disk and results could not be kept: nothing is claimed
@@ -54,8 +58,12 @@ class Presence:
         ours: list[str] = []  # of the latest daemons on this machine; one may have died before its first beat
         with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
             ours = file.read().split()
-        if found and found[1] not in ours and self.spool.read_node(self.node).get("state") != "stopped":
-            self._first = self._first or (found, host.boottime())
+        own = found and found[1] in ours and found[1].startswith(host.boot_id()[:8])
+        if found and not own and self.spool.read_node(self.node).get("state") != "stopped":
+            if not self._first:
+                self._first = (found, host.boottime())
+                wait = f"{self.patience_s:g} s"
+                log.warning("node %s was not shut down: for %s, is another machine serving as it?", self.node, wait)
             if found != self._first[0]:
                 raise TryAgain(f"another machine serves as node {self.node} now: choose another --name")
             if host.boottime() - self._first[1] < self.patience_s:
@@ -63,6 +71,7 @@ class Presence:
         with open(path + ".new", "w", encoding="ascii") as file:
             file.write(" ".join([*ours[-INSTANCES:], self.instance]))
         os.rename(path + ".new", path)
+        self.spool.mark_node(self.node, "dead", on=False)  # said of an earlier life
         return True
 
     def beat(self) -> None:

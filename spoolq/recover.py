@@ -16,16 +16,15 @@ import logging
 import os
 import select
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, fsops, home, host, result
+from spoolq import __version__, control, deliver, home, host, result
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
 from spoolq.live import Live
+from spoolq.rerun import Key, Known, decide, finish_recorded
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -36,25 +35,6 @@ log = logging.getLogger("spoolq")
 REPAIR = 1000  # newest results that a power loss may have torn
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_S, TWIN_S = 5.0, 1.0  # between looks, at start: whether a full spool takes a heartbeat, whether a twin beats
-Key = tuple[int, int]
-
-
-@dataclass
-class Known:
-    """What is known beside the entries: by the runner, by users who asked for something, by history."""
-
-    daemon: "Daemon"
-    jobs: dict[Key, dict[str, Any]]
-    wishes: dict[Key, str]
-
-    @cached_property
-    def recorded(self) -> dict[Key, dict[str, Any]]:
-        """Read only if it is needed: a busy node writes much in a day."""
-        return deliver.recorded_lines(self.daemon.spool, self.daemon.node)
-
-    def state(self, key: Key) -> str:
-        """What the runner says of an attempt: `running`, `ended`, `doubtful`, or empty."""
-        return str(self.jobs[key]["state"]) if key in self.jobs else ""
 
 
 @contextlib.contextmanager
@@ -116,13 +96,17 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     Args:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
-    known = Known(daemon, {(job["id"], job["attempt"]): job for job in jobs}, control.wishes(daemon))
-    here = set()
-    for at in daemon.spool.on_node(daemon.node, "reaping"):
+    by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
+    reaping, here = daemon.spool.on_node(daemon.node, "reaping"), set()
+    if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
+        wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
+        anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
+    for at in reaping:
         here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
             with spared(at):
-                decide(daemon, at, known)
+                settle(daemon, at, anybody)
     for at in daemon.spool.on_node(daemon.node):
         here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
@@ -140,16 +124,26 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
 
 
 def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
-    """An attempt whose entry is not here any more: committed, and perhaps we died before its result.json."""
+    """
+    An attempt whose entry is not here any more.
+
+    Either we committed its end, and perhaps died before its result.json; or somebody else took it over
+    or we queued it again: then what it came to is kept as late.
+    """
     if known.state(key) == "running":
         return
     try:
         at = daemon.spool.find(key[0])
-        ended_here = at.top == "done" and at.entry.attempt == key[1] and known.state(key) == "ended"
-        if ended_here and home.read_result(daemon.spool.root, key[0]) is None:
-            item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
+        if known.state(key) == "ended":
+            entry, record = at.entry._replace(attempt=key[1], gen=known.jobs[key]["gen"]), known.recorded.get(key)
+            item = Finished(at._replace(entry=entry), known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
             deliver.prepare(item, daemon.node)
-            home.publish_result(daemon.spool.root, key[0], item.result, sync=False)
+            if at.top != "done" or at.entry.attempt != key[1] or not record or record["gen"] != at.entry.gen:
+                if not record:
+                    daemon.spool.record(deliver.today(), daemon.node, [item.line])
+                home.keep_late(daemon.spool.root, *key, item.result)
+            elif home.read_result(daemon.spool.root, key[0]) is None:
+                home.publish_result(daemon.spool.root, key[0], item.result, sync=False)
     except (NotFound, FileNotFoundError):
         pass  # swept, or its home is gone
     except OSError as error:
@@ -185,7 +179,14 @@ def take_over(daemon: "Daemon", at: Placed, known: Known) -> None:
     else:
         answer, taken = daemon.spool.reap(at, daemon.node)
         if answer is Answer.WON:
-            decide(daemon, taken, known)
+            settle(daemon, taken, known)
+
+
+def settle(daemon: "Daemon", at: Placed, known: Known) -> None:
+    """Decide about an entry in reaping/<me>; the runner need not keep what is decided."""
+    key = (at.entry.id, at.entry.attempt)
+    if decide(daemon, at, known) is not Answer.UNKNOWN and key in known.jobs:
+        forget(daemon, key)
 
 
 def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
@@ -226,44 +227,6 @@ def give_back(daemon: "Daemon", at: Placed) -> None:
     daemon.spool.give_back(at)
 
 
-def decide(daemon: "Daemon", at: Placed, known: Known) -> None:
-    """An entry in reaping/<me> of an attempt that may have started and will never end by itself."""
-    entry = at.entry
-    key = (entry.id, entry.attempt)
-    if record := deliver.proof(known.recorded, entry):
-        finish_recorded(daemon, at, record)
-        return
-    if known.wishes.get(key) == "kill":
-        detail = f"cancelled by its user; node {daemon.node} had gone down while it ran or was about to"
-        answer = deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
-    elif entry.rerun == "N" and known.state(key) != "ended":  # an end that was seen: a requeue, interrupted
-        detail = f"node {daemon.node} went down while it ran or was about to; its user said never to run it again"
-        answer = deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
-        log.warning("node fail job=%d attempt=%d", *key)
-    else:
-        answer = run_again(daemon, at)
-    if answer is not Answer.UNKNOWN and key in known.jobs:
-        forget(daemon, key)
-
-
-def run_again(daemon: "Daemon", at: Placed) -> Answer:
-    """Back into the queue as the next attempt, at its old place in line."""
-    with contextlib.suppress(OSError):  # kept for its user; history has it too
-        home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
-    answer, _ = daemon.spool.requeue(at)
-    daemon.spool.committed([])
-    log.info("requeued job=%d attempt=%d %s", at.entry.id, at.entry.attempt + 1, answer.value)
-    return answer
-
-
-def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> None:
-    """Its end is in the history already: only the last rename is missing, and a line with its gen."""
-    reason = str(record.get("reason") or "").partition(":")[0]
-    item = Finished(at, {**record, "reason": reason}, None, record=record)
-    item.recorded = record["gen"] == at.entry.gen + 1
-    daemon.ended.append(item)
-
-
 def note_lost(daemon: "Daemon") -> None:
     """
     Keep on the local disk whose output was lost, until that is delivered.
@@ -289,22 +252,6 @@ def read_lost(state_dir: str) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError), open(os.path.join(state_dir, "lost"), encoding="utf-8") as file:
         return dict(json.load(file))
     return {}
-
-
-def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
-    """A job killed in order to run again: through reaping/<me>, as after a node failure."""
-    if item.at.top == "running":
-        answer, taken = daemon.spool.reap(item.at, daemon.node)
-        if answer is Answer.UNKNOWN:
-            return False
-        if answer is Answer.LOST:
-            return not deliver.found_again(daemon.spool, item)
-        item.at = taken
-    while item.outputs:
-        fd, item.outputs = item.outputs[-1], item.outputs[:-1]
-        with contextlib.suppress(OSError):
-            fsops.close(fd)
-    return run_again(daemon, item.at) is not Answer.UNKNOWN
 
 
 def journal_of_this_boot(state_dir: str) -> bool:

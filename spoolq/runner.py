@@ -21,7 +21,7 @@ from spoolq.adopted import NEVER, Adopted
 from spoolq.channel import Channel, Gone
 from spoolq.ending import End, ended_line
 from spoolq.enforce import Enforcer
-from spoolq.journal import Journal, Key, head
+from spoolq.journal import Journal, Key, head, read_fence
 from spoolq.kin import WATCHERS, Kin
 from spoolq.runs import Event, Run, Stage
 
@@ -42,7 +42,7 @@ class Runner:
         self.out: list[str] = []
         self.news: list[str] = []  # may wait for SOON_S, so that short jobs wake the daemon once
         self.fresh: list[Run] = []
-        self.lease, self.fence = 0.0, NEVER
+        self.lease = 0.0
         self.timed: dict[Key, Run] = {}
         self.sampled: dict[Key, Run] = {}
         self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = self.soon_at = NEVER
@@ -56,6 +56,8 @@ class Runner:
         self.runs = taken.runs
         self.by_pid = {run.pid: run for run in self.runs.values() if run.live}
         self.obsolete = [path for path in taken.book.paths if path not in _written_by_the_living(taken)]
+        # unknown, with jobs that live: they may run elsewhere already
+        self.fence = read_fence(kin.state_dir, kin.boot, 0.0 if self.by_pid else NEVER)
         self.spent_s = taken.book.spent_s
         self.journal = self.new_journal()
         self.journal.flush()

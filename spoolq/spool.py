@@ -25,6 +25,7 @@ from spoolq.state import TRANSITIONS, State, of_entry
 FORMAT = 1
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
+MARKS = ("drain", "dead")  # files under nodes/<node>/: start nothing more; an operator says that it is off
 BY_NAME = frozenset(["kill", "requeue", "suspend", "resume"])  # requests that an empty file's name can make
 _UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
@@ -66,13 +67,7 @@ def place_of(top: str, entry: Entry, node: str = "") -> str:
 
 
 def initialise(root: str, text: str, *, mode: int = 0o700) -> None:
-    """
-    Make a spool; `spool.toml` comes last, since its presence is what makes a directory one.
-
-    Args:
-        text: the content of spool.toml.
-        mode: of the spool's directory; 0700 is a spool of one's own.
-    """
+    """Make a spool; `spool.toml`, its text, comes last, since its presence is what makes a directory one."""
     os.makedirs(root, exist_ok=True)
     os.chmod(root, mode)
     for top in TOPS:
@@ -172,11 +167,18 @@ class Spool:
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
-                for place in self._places(top, job_id):
-                    match = [entry for entry in self.entries(place) if entry.id == job_id]
-                    if match:
-                        return Placed(place, max(match, key=lambda entry: entry.gen))
+                match = self.lookup(top, job_id)
+                if match is not None:
+                    return match
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
+
+    def lookup(self, top: str, job_id: int) -> Placed | None:
+        """A job's entry under one top, or None."""
+        for place in self._places(top, job_id):
+            match = [entry for entry in self.entries(place) if entry.id == job_id]
+            if match:
+                return Placed(place, max(match, key=lambda entry: entry.gen))
+        return None
 
     def _places(self, top: str, job_id: int) -> list[str]:
         if top == "done":
@@ -279,15 +281,14 @@ class Spool:
 
     def sweep_segments(self) -> None:
         """Remove empty segments, off the hot path; one that is in use says ENOTEMPTY and stays."""
-        for top in ("queue", "held"):
-            for name in self.segments(top):
-                fsops.remove_directory(f"{self.root}/{top}/{name}")
+        for path in [f"{self.root}/{top}/{name}" for top in ("queue", "held") for name in self.segments(top)]:
+            fsops.remove_directory(path)
 
     # --- nodes
 
     def nodes(self) -> list[str]:
         """The names of all nodes ever seen."""
-        return sorted(name for name in fsops.names(f"{self.root}/nodes") if NODE_NAME.fullmatch(name))
+        return sorted(filter(NODE_NAME.fullmatch, fsops.names(f"{self.root}/nodes")))
 
     def enter_node(self, node: str) -> None:
         """Make what a node needs."""
@@ -310,27 +311,31 @@ class Spool:
         fsops.publish(f"{self.root}/nodes/{node}/heartbeat", f"{count} {instance}\n".encode(), sync=False)
 
     def read_beat(self, node: str) -> tuple[int, str] | None:
-        """(counter, instance) by open and read, never by stat; None if there is none."""
-        words = self._read_small(f"nodes/{node}/heartbeat").split()
+        """
+        (counter, instance) by open and read, never by stat; None if there is none.
+
+        Raises:
+            OSError: it cannot be read now, which says nothing about the node.
+        """
+        words = self._read_small(f"nodes/{node}/heartbeat", sure=True).split()
         return (int(words[0]), words[1]) if len(words) == 2 and home.is_number(words[0]) else None
 
     def mark_node(self, node: str, word: str, *, on: bool, text: str = "") -> None:
         """Set or clear a mark such as `drain`; `touch nodes/<node>/drain` is the same."""
         path = f"{self.root}/nodes/{node}/{word}"
-        if on:
-            fsops.publish(path, text.encode())
-        else:
-            fsops.drop(path)
+        fsops.publish(path, text.encode()) if on else fsops.drop(path)
 
     def node_marks(self, node: str) -> dict[str, str]:
-        """Marks that are set, with their text: drain, ..."""
+        """Marks that are set, with their text; see MARKS."""
         present = fsops.names(f"{self.root}/nodes/{node}")
-        return {word: self._read_small(f"nodes/{node}/{word}").strip() for word in ("drain",) if word in present}
+        return {word: self._read_small(f"nodes/{node}/{word}").strip() for word in MARKS if word in present}
 
-    def _read_small(self, relative: str) -> str:
+    def _read_small(self, relative: str, *, sure: bool = False) -> str:
         try:
             data = fsops.read(f"{self.root}/{relative}", 1 << 16)
-        except OSError:
+        except OSError as error:
+            if sure and error.errno not in (errno.EINVAL, errno.EFBIG):  # those mean: something else has its name
+                raise
             return ""
         return (data or b"").decode("utf-8", "replace")
 
@@ -349,8 +354,8 @@ class Spool:
     def requests(self, node: str) -> list[tuple[str, dict[str, Any]]]:
         """(name, request) in order of name; one that cannot be read comes with what its name says, or empty."""
         directory = f"nodes/{node}/control"
-        found = sorted(fsops.names(f"{self.root}/{directory}"))
-        return [(name, _json(self._read_small(f"{directory}/{name}")) or _named(name)) for name in found]
+        found = fsops.names(f"{self.root}/{directory}")
+        return [(name, _json(self._read_small(f"{directory}/{name}")) or _named(name)) for name in sorted(found)]
 
     def answered(self, node: str, name: str) -> None:
         """Remove a request that was carried out or makes no sense any more; a directory goes to rejected/."""

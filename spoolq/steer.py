@@ -1,5 +1,5 @@
 """
-The commands that change jobs and nodes: kill, hold, release, suspend, resume, requeue, drain, undrain.
+The commands that change jobs: kill, hold, release, suspend, resume, requeue.
 
 A waiting job is changed by one rename, by whoever may write there; a running one by a request file
 that its node carries out. Whoever loses a rename looks again where the job is now and does what is
@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from spoolq import arguments, selector
@@ -77,18 +76,7 @@ REQUEUE = _command(
     Flag("failed", "", "", "all your jobs that failed, ran out of time or memory, or lost their node"),
     notes="The result of the earlier attempt stays as result.ATTEMPT.json in the job's home.",
 )
-DRAIN = Command(
-    "drain",
-    "NODE..",
-    "Let nodes start no more jobs; what runs there goes on.",
-    (Flag("reason", "r", "WHY", "shown by nodes and why"),),
-    "node",
-    "* and ? are wildcards. Plain files: touch SPOOL/nodes/NODE/drain",
-)
-UNDRAIN = Command(
-    "undrain", "NODE..", "Let nodes start jobs again.", (), "node", "Plain files: rm SPOOL/nodes/NODE/drain"
-)
-COMMANDS = {c.name: c for c in (KILL, HOLD, RELEASE, SUSPEND, RESUME, REQUEUE, DRAIN, UNDRAIN)}
+COMMANDS = {c.name: c for c in (KILL, HOLD, RELEASE, SUSPEND, RESUME, REQUEUE)}
 
 
 # --- the commands
@@ -127,40 +115,6 @@ def requeue(argv: list[str]) -> int:
     if given.has("failed"):
         given.values.setdefault("state", []).append("failed,timeout,out_of_memory,node_fail")
     return act_on(REQUEUE, given, requeue_step, ended=True)
-
-
-def drain(argv: list[str]) -> int:
-    """`drain NODE.. [-r why]`."""
-    return _mark(DRAIN, argv, on=True)
-
-
-def undrain(argv: list[str]) -> int:
-    """`undrain NODE..`."""
-    return _mark(UNDRAIN, argv, on=False)
-
-
-def _mark(command: Command, argv: list[str], *, on: bool) -> int:
-    given = arguments.parse(command, argv)
-    if given.has("help"):
-        return arguments.show_help(command)
-    if not given.words:
-        raise UsageError(f"{command.name}: which node? (spoolq nodes lists them)")
-    spool = arguments.open_spool(given)
-    known, marked, code = spool.nodes(), [], 0
-    for word in given.words:
-        names = [node for node in known if fnmatchcase(node, word)]
-        if not names:
-            arguments.complain(f"{word}: no such node in {spool.root} (spoolq nodes lists them)")
-            code = 1
-        for node in names:
-            spool.mark_node(node, "drain", on=on, text=given.last("reason") or f"by {selector.me()}")
-            marked.append(node)
-    if given.has("json"):
-        arguments.print_json("nodes", [{"node": node, "drain": on} for node in marked])
-    elif sys.stdout.isatty():
-        for node in marked:
-            print(f"{node}: {'starts no more jobs' if on else 'starts jobs again'}")
-    return code
 
 
 # --- one job at a time

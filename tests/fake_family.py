@@ -64,7 +64,7 @@ class FakeRunner:
                 assert key not in self.jobs, f"started twice: {key}"
                 self.starts.append(key)
                 facts = {"state": "running", "stage": "running", "ended": None, "scratch": message["scratch"]}
-                self.jobs[key] = {"id": key[0], "attempt": key[1], **facts}
+                self.jobs[key] = {"id": key[0], "attempt": key[1], "gen": message["gen"], **facts}
                 if self.ends:
                     self.end(key)
             case "kill" if running:

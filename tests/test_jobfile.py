@@ -56,6 +56,7 @@ JOBS = st.builds(
     declared=st.frozensets(st.sampled_from(["cpus", "mem", "gpu", "time"])),
     limit_s=st.none() | st.integers(1, options.MOST_SECONDS),
     priority=st.integers(-499, 500),
+    retries=st.integers(0, 1000),
     rerun=st.sampled_from(["never", "certain", "yes"]),
     output=st.none() | TEXTS,
     error=st.none() | TEXTS,

@@ -566,7 +566,10 @@ def test_a_home_that_refuses_does_not_stop_a_node_that_starts(world, monkeypatch
     node = world.up()
     world.turn(node)
     world.runner.end((1, 1))
-    world.spool.finish(world.at(1), "exit0")
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        world.turn(node)
+    assert ("done", "exit0", 1) == world.where(1)
     world.spool.reap(world.at(2), "n1")
     del world.runner.jobs[2, 1]
     with monkeypatch.context() as patched:

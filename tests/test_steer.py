@@ -1,7 +1,6 @@
 """The commands that change jobs and nodes."""
 
 import json
-import os
 
 import pytest
 
@@ -240,34 +239,6 @@ def test_requeue_of_a_waiting_job_has_nothing_to_do(spool, call, capsys):
     put(spool)
     assert 1 == call("requeue", "1")
     assert "has not started yet" in capsys.readouterr().err
-
-
-# --- drain
-
-
-def test_drain_is_a_file_with_the_reason(spool, call):
-    spool.enter_node("n1")
-    spool.enter_node("n2")
-    assert 0 == call("drain", "n1", "-r", "new disk")
-    assert {"drain": "new disk"} == spool.node_marks("n1")
-    assert {} == spool.node_marks("n2")
-    assert 0 == call("undrain", "n*")
-    assert {} == spool.node_marks("n1")
-
-
-def test_a_file_made_by_hand_drains_and_undrain_removes_it(spool, call):
-    spool.enter_node("n1")
-    with open(f"{spool.root}/nodes/n1/drain", "w"):
-        pass
-    assert 0 == call("undrain", "n1")
-    assert not os.path.exists(f"{spool.root}/nodes/n1/drain")
-
-
-def test_drain_of_an_unknown_node_is_an_error_and_the_others_are_drained(spool, call, capsys):
-    spool.enter_node("n1")
-    assert 1 == call("drain", "n7", "n1")
-    assert "n7: no such node" in capsys.readouterr().err
-    assert "drain" in spool.node_marks("n1")
 
 
 @pytest.mark.parametrize("name", sorted(steer.COMMANDS))

@@ -412,7 +412,6 @@ def test_waiting_jobs_whose_homes_were_damaged_fail_alone(cluster: Cluster):
         lambda job: (os.unlink(cluster.home(job, "env")), os.mkdir(cluster.home(job, "env"))),
         replaced("job", None),
         replaced("job", b"junk\0"),
-        replaced("job", b'format = 2\ncommand = ["true"]\n'),
         replaced("job", b"format = 1\n"),
         replaced("job", b"format = 1\ncommand = 5\n"),
         replaced("job", b"[" * 60_000),
@@ -429,6 +428,18 @@ def test_waiting_jobs_whose_homes_were_damaged_fail_alone(cluster: Cluster):
         job["state"] for job in json.loads(cluster.ok("stat", "--json", *map(str, jobs)))["jobs"]
     ]
     assert "ok\n" == cluster.ok("run", "echo", "ok")
+
+
+def test_a_job_of_a_newer_format_waits_for_a_node_that_knows_it(cluster: Cluster):
+    job = cluster.sub("-H", "true")
+    with open(cluster.home(job, "job"), "wb") as file:
+        file.write(b'format = 2\ncommand = ["true"]\n')
+    cluster.node("n1", 8)
+    cluster.ok("release", str(job))
+
+    assert "ok\n" == cluster.ok("run", "echo", "ok")
+    cluster.until(lambda: "cannot be read" in cluster.ok("why", str(job)), "the reason is told")
+    assert "queue" == cluster.place(job)
 
 
 def test_jobs_that_damage_their_own_homes_keep_no_result_back(cluster: Cluster):

@@ -1,0 +1,154 @@
+"""
+Run a job again, or end it: the rule of its user, after its node went down or after it failed.
+
+The rule for a node that went down (`never`, `certain`, `yes`) is in the entry's name; how often a
+failure is tried again (`--retries`) is in the job file. Both go through reaping/<me>, so that an
+attempt that is over cannot be taken for one that runs. A retry waits in held/ (HR), longer each time;
+how long is measured by whoever saw it begin to wait, since no two clocks are compared.
+Invariant: what history says has ended is never run again here, and what may run elsewhere neither.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from spoolq import deliver, fsops, home, host, result
+from spoolq.deliver import Finished
+from spoolq.fsops import Answer
+from spoolq.spool import Placed
+
+if TYPE_CHECKING:
+    from spoolq.daemon import Daemon
+
+log = logging.getLogger("spoolq")
+
+Key = tuple[int, int]
+MOST_WAIT_S = 3600.0  # before a retry
+LOOK_BEATS = 30  # beats between looks for retries that nobody waits for any more
+_NOT_RETRIED = ("exit0", "cancelled", "nodefail")
+
+
+@dataclass
+class Known:
+    """What is known beside the entries: by the runner, by users who asked for something, by history."""
+
+    daemon: "Daemon"
+    jobs: Mapping[Key, dict[str, Any]]
+    wishes: Mapping[Key, str]
+    node: str  # whose entries they are, or empty for anybody's
+
+    @cached_property
+    def recorded(self) -> dict[Key, dict[str, Any]]:
+        """Read only if it is needed: a busy node writes much in a day."""
+        return deliver.recorded_lines(self.daemon.spool, self.node)
+
+    def state(self, key: Key) -> str:
+        """What the runner says of an attempt: `running`, `ended`, `doubtful`, or empty."""
+        return str(self.jobs[key]["state"]) if key in self.jobs else ""
+
+
+def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
+    """
+    An entry in reaping/<me> of an attempt that may have started and will never end by itself.
+
+    Returns:
+        What became of the rename; UNKNOWN also for one that is on its way (`daemon.ended`).
+    """
+    entry = at.entry
+    key = (entry.id, entry.attempt)
+    if record := deliver.proof(known.recorded, entry):
+        finish_recorded(daemon, at, record)
+        return Answer.UNKNOWN
+    went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
+    if known.wishes.get(key) == "kill":
+        detail = f"cancelled by its user; {went_down}"
+        return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
+    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted
+        return run_again(daemon, at)
+    detail = ""
+    if entry.rerun == "N":
+        detail = f"{went_down}; its user said never to run it again"
+    elif entry.attempt >= daemon.policy.max_attempts:
+        detail = f"{went_down}; that was attempt {entry.attempt}, and max_attempts is {daemon.policy.max_attempts}"
+    if not detail:
+        return run_again(daemon, at)
+    log.warning("node fail job=%d attempt=%d", *key)
+    return deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
+
+
+def run_again(daemon: "Daemon", at: Placed, *, held: str = "") -> Answer:
+    """Into the queue as the next attempt, at its old place in line; or into held/ first."""
+    with contextlib.suppress(OSError):  # kept for its user; history has it too
+        home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
+    answer, target = daemon.spool.requeue(at, held=held)
+    if held and answer is not Answer.LOST:
+        daemon.retries[(target.entry.id, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
+    daemon.spool.committed([])
+    log.info("requeued job=%d attempt=%d %s %s", at.entry.id, at.entry.attempt + 1, held, answer.value)
+    return answer
+
+
+def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> None:
+    """Its end is in the history already: only the last rename is missing, and a line with its gen."""
+    reason = str(record.get("reason") or "").partition(":")[0]
+    item = Finished(at, {**record, "reason": reason}, None, record=record)
+    item.recorded = record["gen"] == at.entry.gen + 1
+    daemon.ended.append(item)
+
+
+def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
+    """An attempt that ended and is to run again: through reaping/<me>, as after a node failure."""
+    if item.at.top == "running":
+        answer, taken = daemon.spool.reap(item.at, daemon.node)
+        if answer is Answer.UNKNOWN:
+            return False
+        if answer is Answer.LOST:
+            return not deliver.found_again(daemon.spool, item)
+        item.at = taken
+    while item.outputs:
+        fd, item.outputs = item.outputs[-1], item.outputs[:-1]
+        with contextlib.suppress(OSError):
+            fsops.close(fd)
+    answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
+    if answer is Answer.WON:
+        with contextlib.suppress(OSError):  # it runs again all the same
+            deliver.write_attempt(daemon.spool, item, daemon.node)
+    return answer is not Answer.UNKNOWN
+
+
+def wanted(item: Finished) -> bool:
+    """Whether an attempt failed and its user wants it tried again."""
+    retries = item.job.retries if item.job else 0
+    return item.at.entry.attempt <= retries and result.ending_word(item.ended) not in _NOT_RETRIED
+
+
+def wait_s(daemon: "Daemon", attempt: int) -> float:
+    """How long an attempt waits after the one before it failed: twice as long each time."""
+    return min(daemon.policy.retry_s * 2.0 ** min(attempt - 2, 30), MOST_WAIT_S)
+
+
+def release_due(daemon: "Daemon", now: float) -> None:
+    """Let retries into the queue that have waited; and see those whose node is not there to wait for them."""
+    if daemon.due("retries", now, LOOK_BEATS * daemon.policy.beat_s):
+        for at in daemon.spool.waiting("held"):
+            if at.entry.held == "HR":
+                daemon.retries.setdefault((at.entry.id, at.entry.gen), now + wait_s(daemon, at.entry.attempt))
+    due = {key for key, when in daemon.retries.items() if when <= now}
+    if not due:
+        return
+    released = []
+    for job_id, gen in due:
+        found = daemon.spool.lookup("held", job_id)
+        if found and found.entry.gen == gen:
+            answer, target = daemon.spool.release(found)
+            if answer is Answer.UNKNOWN:
+                continue
+            released += [target] if answer is Answer.WON else []
+        del daemon.retries[(job_id, gen)]
+    daemon.spool.committed(released)
+    if released:
+        daemon.last_work, daemon.looked = now, False
+        daemon.set_due("queue", 0.0)
