@@ -21,7 +21,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-CACHE = os.environ.get("SPOOLQ_NFSLAB_CACHE", "/var/cache/spoolq-nfslab")
+CACHE = os.environ.get("SPOOLQ_NFSLAB_CACHE") or os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "spoolq-nfslab"
+)
 KERNEL = f"{CACHE}/kernel"
 PROGRAMS = "qemu-system-x86_64 busybox modprobe mkfs.ext4 ip exportfs rpc.nfsd mount.nfs rpcbind"
 NET, CONTROL = "10.77.0", "10.78.0"  # NFS; our commands
@@ -34,12 +36,14 @@ def missing() -> str:
     search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     absent = [name for name in PROGRAMS.split() if not shutil.which(name, path=search)]
     if os.getuid() != 0:
-        return "needs root"
+        return "needs root, for a network namespace"
+    if os.uname().machine != "x86_64":
+        return f"is made for x86_64, this is {os.uname().machine}"
     if not os.path.exists("/dev/net/tun"):
         return "needs /dev/net/tun"
     if absent or not os.path.exists(f"{KERNEL}/release"):
         what = f"programs {' '.join(absent)}" if absent else f"a kernel in {CACHE}"
-        return f"needs {what}: on Debian run sh {os.path.relpath(HERE)}/setup.sh"
+        return f"needs {what}: on Debian or Ubuntu, as root: sh {os.path.relpath(HERE)}/setup.sh"
     return ""
 
 
@@ -61,14 +65,16 @@ class Lab:
     Args:
         vers: of NFS: 4.2, 4.1, 4.0 or 3.
         nodes: how many, n1, n2, ...
+        lease_s: of NFSv4, and the grace period of locks; 90 is what servers come with.
     """
 
-    def __init__(self, vers: str, nodes: int = 2) -> None:
-        self.vers = vers
+    def __init__(self, vers: str, nodes: int = 3, lease_s: int = 90) -> None:
+        self.vers, self.lease_s = vers, lease_s
         self.names = ["server", *(f"n{i}" for i in range(1, nodes + 1))]
         self.base = tempfile.mkdtemp(prefix="spoolq-nfslab-", dir="/var/tmp")
         self.netns = os.path.basename(self.base)
         self.machines: dict[str, subprocess.Popen[bytes]] = {}
+        self.talking: dict[str, set[socket.socket]] = {name: set() for name in self.names}
         with open(f"{KERNEL}/release", encoding="ascii") as file:
             self.release = file.read().strip()
         try:
@@ -94,6 +100,9 @@ class Lab:
         machine = self.machines.pop(name)
         machine.kill()
         machine.wait()
+        for sock in list(self.talking[name]):  # nobody there is left to end them
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def boot(self, name: str) -> None:
         """Power on; back when /spool is mounted, or exported. A machine that does not come up is tried again."""
@@ -107,6 +116,71 @@ class Lab:
                 time.sleep(0.2)
             self.kill(name)
         raise AssertionError(f"{name} does not boot; see {self.base}/{name}.console")
+
+    def reboot(self, name: str) -> None:
+        """What ran is told to end, then killed, as a machine does that shuts down in good order; then power on."""
+        for number in (15, 9):
+            self.end_all(name, number)
+            time.sleep(2)
+        with contextlib.suppress(OSError, ValueError):
+            self.run(name, "sh", "-c", "sync; umount -f /spool; sync; echo o > /proc/sysrq-trigger", timeout=10)
+        self.kill(name)
+        self.boot(name)
+
+    def end_all(self, name: str, number: int = 9) -> None:
+        """Signal every process of spoolq and of its jobs."""
+        found = "grep -lsaz ^SPOOLQ_ /proc/[0-9]*/environ | cut -d/ -f3"
+        self.run(name, "sh", "-c", f"for p in $({found}); do kill -{number} $p; done; true", timeout=60)
+
+    # --- faults
+
+    def partition(self, name: str) -> None:
+        """Drop all NFS packets of a machine, silently; what the lab itself says still gets there."""
+        sh("ip", "-n", self.netns, "link", "set", f"d{name}", "down")
+
+    def heal(self, name: str) -> None:
+        """The end of a partition."""
+        sh("ip", "-n", self.netns, "link", "set", f"d{name}", "up")
+
+    def loss(self, name: str, percent: int) -> None:
+        """Lose so many of the NFS packets that a machine sends, at random; 0 ends it."""
+        self.run(name, "sh", "-c", "tc qdisc del dev eth0 root 2>/dev/null; true")
+        if percent:
+            done = self.run(name, *f"tc qdisc add dev eth0 root netem loss {percent}%".split())
+            assert done["code"] == 0, done
+
+    def server_restart(self, down_s: float) -> None:
+        """Stop and start nfsd: replies, locks and NFSv4 state that it remembered are gone."""
+        words = f"rpc.nfsd 0; exportfs -au; exportfs -f; sleep {down_s}; exportfs -ra; rpc.nfsd 8"
+        done = self.run("server", "sh", "-c", words)
+        assert done["code"] == 0, done
+
+    def server_crash(self, down_s: float) -> None:
+        """Power loss of the server, which keeps its disk."""
+        self.kill("server")
+        time.sleep(down_s)
+        self.boot("server")
+
+    def fill(self) -> None:
+        """Leave no block free on the export."""
+        words = "fallocate -l $(df --output=avail -k /spool | tail -n 1)K /spool/.fill; "
+        words += "cat /dev/zero > /spool/.fill2; sync; [ $(df --output=avail -k /spool | tail -n 1) = 0 ]"
+        done = self.run("server", "sh", "-c", words)
+        assert done["code"] == 0, done
+
+    def unfill(self) -> None:
+        """The end of that."""
+        self.run("server", "sh", "-c", "rm -f /spool/.fill /spool/.fill2; sync")
+
+    def squash(self, *, on: bool) -> None:
+        """Whether root of the nodes is nobody on the server."""
+        words = "s/,no_root_squash/,root_squash/" if on else "s/,root_squash/,no_root_squash/"
+        done = self.run("server", "sh", "-c", f"sed -i {words} /etc/exports && exportfs -ra")
+        assert done["code"] == 0, done
+
+    def clock(self, name: str, ahead_s: float = 0) -> None:
+        """Set a machine's clock to this machine's, or so far ahead of it."""
+        self._ask(name, {"op": "clock", "now": time.time() + ahead_s}, 10)
 
     def run(self, name: str, *words: str, stdin: str = "", timeout: float = 300, background: bool = False, **env: str):
         """Run a command in a machine: {code, out, err}, or {pid} in the background."""
@@ -126,10 +200,12 @@ class Lab:
         for module in ("virtio_pci", "virtio_net", "virtio_blk", "9pnet_virtio", "9p", "overlay"):
             for line in sh("modprobe", "-d", KERNEL, "-S", self.release, "--show-depends", module).splitlines():
                 kind, _, file = line.strip().partition(" ")
-                if kind == "insmod" and file not in wanted:
-                    wanted.append(file)
+                if kind == "insmod" and file.strip() not in wanted:
+                    wanted.append(file.strip())
         for number, file in enumerate(wanted):
-            shutil.copy(file.strip(), f"{top}/m/{number:02}-{os.path.basename(file.strip())}")
+            name, kind = os.path.splitext(os.path.basename(file))
+            open_it = {".zst": "zstd -dqc", ".xz": "xz -dc"}.get(kind, "cat")  # busybox insmod takes them plain only
+            sh("sh", "-c", f"{open_it} {file} > {top}/m/{number:02}-{name.removesuffix('.ko')}.ko")
         pack = f"cd {top} && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1 > {self.base}/initrd.gz"
         sh("sh", "-c", pack)
 
@@ -152,7 +228,7 @@ class Lab:
         last = 2 if number == 0 else 10 + number
         facts = {"dir": HERE, "seen": seen_inside(HERE), "kernel": seen_inside(KERNEL), "name": name, "vers": self.vers}
         facts |= {"py": seen_inside(os.path.realpath(sys.executable)), "net": NET}
-        facts |= {"ip": f"{NET}.{last}", "cip": f"{CONTROL}.{last}"}
+        facts |= {"lease": str(self.lease_s), "ip": f"{NET}.{last}", "cip": f"{CONTROL}.{last}"}
         line = "console=ttyS0 loglevel=4 panic=-1 mitigations=off no_timer_check net.ifnames=0 clocksource=hpet "
         line += " ".join(f"lab.{key}={value}" for key, value in facts.items())
         words = ["ip", "netns", "exec", self.netns, "qemu-system-x86_64", "-nodefaults", "-no-user-config"]
@@ -179,12 +255,18 @@ class Lab:
     def _ask(self, name: str, asked: dict, timeout: float) -> dict:
         number = self.names.index(name)
         with self._socket() as sock:
-            sock.settimeout(5)
-            sock.connect((f"{CONTROL}.{2 if number == 0 else 10 + number}", 7077))
-            sock.settimeout(timeout)
-            sock.sendall(json.dumps(asked).encode() + b"\n")
-            with sock.makefile("rb") as file:
-                return json.loads(file.readline())
+            self.talking[name].add(sock)
+            try:
+                sock.settimeout(5)
+                sock.connect((f"{CONTROL}.{2 if number == 0 else 10 + number}", 7077))
+                sock.settimeout(timeout)
+                sock.sendall(json.dumps(asked).encode() + b"\n")
+                with sock.makefile("rb") as file:
+                    if answer := file.readline():
+                        return json.loads(answer)
+            finally:
+                self.talking[name].discard(sock)
+        raise ConnectionResetError(f"{name} went away")
 
     def _socket(self) -> socket.socket:
         """A socket in the lab's network; only this thread goes there, for a moment."""

@@ -16,6 +16,7 @@ hostname "$L_name"; echo "$L_name" > /etc/hostname
 { echo '127.0.0.1 localhost'; echo "$L_net.2 server"; for i in 1 2 3 4; do echo "$L_net.1$i n$i"; done; } > /etc/hosts
 : > /etc/resolv.conf
 printf 'passwd: files\ngroup: files\nhosts: files\nnetgroup: files\n' > /etc/nsswitch.conf
+id lab 2>/dev/null || echo 'lab:x:1777:1777::/persist:/bin/sh' >> /etc/passwd
 ip link set lo up
 ip link set eth0 up; ip addr add "$L_ip/24" dev eth0
 ip link set eth1 up; ip addr add "$L_cip/24" dev eth1
@@ -41,7 +42,7 @@ if [ "$L_name" = server ]; then
   mount -t nfsd nfsd /proc/fs/nfsd
   printf '%s\n' "/export $L_net.0/24(ro,fsid=0,no_subtree_check)" \
     "/export/spool $L_net.0/24(rw,sync,no_subtree_check,no_root_squash)" > /etc/exports
-  for f in nfsv4leasetime nfsv4gracetime; do echo 30 > /proc/fs/nfsd/$f; done
+  for f in nfsv4leasetime nfsv4gracetime; do echo "$L_lease" > /proc/fs/nfsd/$f; done
   nfsdcld
   rpc.statd --no-notify; rpc.mountd --manage-gids; exportfs -ra; rpc.nfsd 8; sm-notify
 else
