@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from spoolq import patience
 from spoolq.errors import SpoolqError, UsageError
 
 # command -> (room, function, what it does)
@@ -66,7 +67,9 @@ Examples:
   spoolq wait 40-45 && echo done       exit with the worst code of six jobs
   spoolq node                          serve: start this on every machine that shares the spool
 """
+_LOOK = frozenset(("stat", "show", "why", "out", "wait", "hist", "nodes", "doctor", "config", "completion", "node"))
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_SILENT = (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ECONNREFUSED)  # of a soft mount
 _INTERRUPTED, _NOBODY_READS = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell would see it
 
 
@@ -86,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(list(argv))
     words = sys.argv[1:]
     _have_streams()
+    patience.watch.begin()
     gc.disable()  # while rooms are imported there is nothing to free; `_command` enables it again
     code = _guarded(words)
     if "node" not in words:  # a node closes its threads and files in order
@@ -116,7 +120,7 @@ def _guarded(words: list[str]) -> int:
         _forget_stdout()
         return _NOBODY_READS
     except OSError as error:
-        return _say(_explain(error), 75 if error.errno in _FULL else 1)
+        return _say(_explain(error), 75 if error.errno in (*_FULL, *_SILENT) else 1)
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
@@ -157,6 +161,8 @@ def _command(name: str) -> Callable[[list[str]], int]:
         hint = f"did you mean {near[0]}?" if near else "see spoolq --help"
         raise UsageError(f"unknown command {name[:60]!r} ({hint})")
     room, function, _ = COMMANDS[name]
+    if name not in _LOOK:
+        patience.so_far(lambda: "perhaps not done, or in part; give the command again when it answers")
     from importlib import import_module
 
     found: Callable[[list[str]], int] = getattr(import_module(f"spoolq.{room}"), function)
@@ -207,6 +213,8 @@ def _explain(error: OSError) -> str:
         return f"{text} (the spool takes nothing more; make room and try again)"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{text} (you may not write there: is it a spool of somebody else?)"
+    if error.errno in _SILENT:
+        return f"{text} (the file server does not answer; try again)"
     if error.errno == errno.ESTALE:
         return f"{text} (the file server lost it: mount the spool again)"
     return text

@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from spoolq import arguments, home
+from spoolq import arguments, home, patience
 from spoolq.arguments import Command, Flag
 from spoolq.entry import HOMES
 from spoolq.errors import NotFound, UsageError
@@ -107,6 +107,7 @@ def until_ended(
         What has ended, by id; all of them unless `timeout_s` or `any_of` says otherwise.
     """
     began = checked = sure = time.monotonic()
+    patience.endure(float("inf") if timeout_s is None else began + timeout_s, TIMED_OUT)
     look_s = 0.0
     pending = set(ids)
     found = ended_now(spool, pending, sure=True)

@@ -23,6 +23,7 @@ from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ EXPLAIN_S, FULL_EXPLAIN_S, WHY_S = 1.0, 10.0, 60.0  # between passes that explai
 
 def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
-    if not daemon.has_room():
+    if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
             waiting = look_at_queue(daemon, REASONS)
             explain(daemon, admit(daemon, waiting, REASONS), now)
@@ -55,7 +56,7 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
         daemon.candidates = look_at_queue(daemon)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
-    while daemon.candidates and daemon.has_room():
+    while daemon.candidates and has_room(daemon):
         looked_at = daemon.candidates[:WINDOW]
         plan = admit(daemon, looked_at, 0)
         if not plan.start:
@@ -76,6 +77,35 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
                 if start_one(daemon, at) is Answer.UNKNOWN:
                     return
     daemon.looked = daemon.looked or not daemon.candidates
+
+
+def has_room(daemon: "Daemon") -> bool:
+    """Whether it makes sense to look at the queue at all."""
+    away = daemon.presence.draining or daemon.presence.full or daemon.presence.twin
+    if daemon.stopping or away or (daemon.limits.once and daemon.looked):
+        return False
+    return free(daemon).get(CPUS, 0) > 0
+
+
+def free(daemon: "Daemon") -> Amounts:
+    """What may be lent now: declared and measured, see `schedule.effective_free`."""
+    held = [live.at.entry.wants for live in daemon.live.values()]
+    if not daemon.measured:
+        return free_of(daemon.capacity, held)
+    unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
+    return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+
+
+def view(daemon: "Daemon") -> schedule.NodeView:
+    """This node as `schedule` sees it."""
+    return schedule.NodeView(
+        name=daemon.node,
+        capacity=daemon.capacity,
+        free=free(daemon),
+        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        full=daemon.presence.full,
+        draining=daemon.presence.draining,
+    )
 
 
 def could_ever(daemon: "Daemon", at: Placed) -> bool:
@@ -102,9 +132,9 @@ def prepare_ahead(daemon: "Daemon") -> None:
 
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
     """What of some candidates may start now."""
-    view = daemon.view()
+    node = view(daemon)
     entries = [at.entry for at in candidates]
-    return schedule.admit(entries, view.free, view, functools.partial(conditions, daemon), reasons)
+    return schedule.admit(entries, node.free, node, functools.partial(conditions, daemon), reasons)
 
 
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:

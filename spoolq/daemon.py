@@ -68,7 +68,8 @@ class Daemon:
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
-        self.sure = self.troubled = False  # sure: what is live here is what the runner knows
+        # sure: what is live here is what the runner knows; incomplete: a result.json is missing
+        self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
@@ -76,7 +77,7 @@ class Daemon:
         self.ended: list[Finished] = []
         self.candidates: list[Placed] = []
         self.claims = Claims(state_dir, host.boot_id())
-        self.presence = Presence(spool, node, beat_s=policy.beat_s, min_free_mb=policy.min_free_mb, state_dir=state_dir)
+        self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
@@ -219,7 +220,7 @@ class Daemon:
         now = host.boottime()
         if self.unsettled:
             return 0.2
-        queue = self._due.get("queue", 0.0) if self.has_room() else now + claim.IDLE_POLL_S
+        queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
@@ -320,37 +321,6 @@ class Daemon:
         if live.scratch:
             self.scratch.give_back(live.scratch)
 
-    # --- starting
-
-    def has_room(self) -> bool:
-        """Whether it makes sense to look at the queue at all."""
-        away = self.presence.draining or self.presence.full or self.presence.twin
-        if self.stopping or away or (self.limits.once and self.looked):
-            return False
-        return self.free().get(resources.CPUS, 0) > 0
-
-    def free(self) -> dict[str, int]:
-        """What may be lent now: declared and measured, see `schedule.effective_free`."""
-        held = [live.at.entry.wants for live in self.live.values()]
-        if not self.measured:
-            return resources.free_of(self.capacity, held)
-        unused = sum(
-            max(0, live.at.entry.wants.get(resources.MEM, 0) - live.rss_mb * resources.UNIT)
-            for live in self.live.values()
-        )
-        return schedule.effective_free(self.capacity, held, self.meter.measured(), unused)
-
-    def view(self) -> schedule.NodeView:
-        """This node as `schedule` sees it."""
-        return schedule.NodeView(
-            name=self.node,
-            capacity=self.capacity,
-            free=self.free(),
-            held={live.at.entry.id: live.at.entry.wants for live in self.live.values()},
-            full=self.presence.full,
-            draining=self.presence.draining,
-        )
-
     # --- delivering
 
     def deliver_ended(self) -> None:
@@ -389,7 +359,7 @@ class Daemon:
         changing = {
             "capacity": self.capacity,
             "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": self.free(),
+            "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
         }

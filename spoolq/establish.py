@@ -7,7 +7,7 @@ Invariant: what is already a spool, or holds anything else, is never touched by 
 import os
 import sys
 
-from spoolq import arguments
+from spoolq import arguments, patience
 from spoolq.arguments import Command, Flag
 from spoolq.errors import SpoolqError, UsageError
 
@@ -40,6 +40,7 @@ def init(argv: list[str]) -> int:
     from spoolq import where
 
     root = os.path.abspath(os.path.expanduser(given.words[0])) if given.words else where.locate(given.last("spool"))[0]
+    patience.concerns(root)
     make(root, given.last("name"), 0o2770 if given.has("group") else 0o700)
     if given.has("json"):
         arguments.print_json("spool", {"spool": root})

@@ -27,8 +27,8 @@ WHY = Command(
 )
 COMMANDS = {"why": WHY}
 _RERUN_TEXT = {
-    "N": "it will not be run again (rerun never)",
-    "C": "it is run again only after proof that the node died: its reboot, or an operator's word (rerun certain)",
+    "N": "it will not be run again (rerun never); it ends when the node is back, or by an operator's node-dead",
+    "C": "it is run again only after proof: the node's reboot, or an operator's node-dead (rerun certain)",
     "Y": "it is run again after the node has been silent for long enough (rerun yes)",
 }
 
@@ -121,7 +121,9 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
         lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
     else:
         lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
-    if node.state in ("dead", "stopped"):
+    if node.declared:
+        lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
+    elif node.state in ("dead", "stopped"):
         text = "its daemon does not run" if node.state == "dead" else "it was stopped"
         lines.append(f"  {placed.node}: {text}; the job goes on, and its result comes when the daemon is back.")
     if node.state == "silent":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import awaiting, home, options, request, submit, where
+from spoolq import awaiting, home, options, patience, request, submit, where
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
 from spoolq.tail import STDERR, STDOUT, Following, Stream
@@ -79,6 +79,7 @@ def run(argv: Sequence[str]) -> int:
     found = where.find(parsed.flags.get("spool", ""), make=True)
     asked = request.ask(parsed, found, request.current_directory())
     stopped = Stopped()
+    patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
     placed = submit.submit(found, asked, warn=False)
     return Foreground(found, placed, asked, stopped, verbose=verbose).run()
@@ -94,6 +95,8 @@ class Foreground:
         from spoolq.embedded import Embedded
 
         self.found, self.spool, self.id, self.stopped = found, found.spool, placed.entry.id, stopped
+        patience.so_far(lambda: f"job {self.id} may go on")
+        patience.endure()
         job = asked.job
         shown = [] if job.output is not None else ["stdout"] if job.error is not None else ["stdout", "stderr"]
         streams = [Stream(self.spool, self.id, name, STREAMS[name]) for name in shown]

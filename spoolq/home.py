@@ -174,6 +174,14 @@ def set_aside(root: str, job_id: int, attempt: int) -> None:
         fsops.move(f"{path}/result.json", f"{path}/result.{of_attempt}.json")
 
 
+def bring_back(root: str, job_id: int, attempt: int) -> None:
+    """Undo `set_aside`: the job was not allowed to run again."""
+    path = path_of(root, job_id)
+    with contextlib.suppress(OSError):  # history has it too
+        if "result.json" not in fsops.names(path):
+            fsops.move(f"{path}/result.{attempt}.json", f"{path}/result.json", tries=1)
+
+
 def keep_attempt(root: str, job_id: int, attempt: int, data: bytes) -> None:
     """The result of an attempt whose job runs again."""
     _publish(root, job_id, f"result.{attempt}.json", data, sync=False)

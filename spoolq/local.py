@@ -7,6 +7,7 @@ delivered must do. Invariant: only this user can write there, or it is refused.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -70,6 +71,21 @@ def lock(directory: str, node: str) -> object:
     except filelock.Timeout as error:
         raise TryAgain(f"node {node} already runs on this machine for this spool; choose another --name") from error
     return held
+
+
+def family_lives(directory: str) -> bool:
+    """Whether the processes that watch over this node's jobs live (see `kin`): then jobs may run here."""
+    try:
+        fd = os.open(os.path.join(directory, "family.lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 class Scratch:

@@ -93,15 +93,21 @@ def _undrain(spool: Spool, node: str, _: Given) -> str:
 
 
 def _bury(spool: Spool, node: str, given: Given) -> str:
-    from spoolq import roster
+    from spoolq import config, local, roster
     from spoolq.lease import LATE
 
     seen = roster.look_at(spool, node, roster.server_time(spool))
     beat_s = seen.facts.get("beat_s")
     late_s = LATE * float(beat_s if isinstance(beat_s, int | float) else 20)
-    if seen.alive or (seen.beat_age_s is not None and seen.beat_age_s < late_s and seen.state != "stopped"):
+    recent = seen.beat_age_s is not None and seen.beat_age_s < late_s and seen.state != "stopped"
+    if seen.alive or (seen.alive is None and recent):
         said = f"it said so {seen.beat_age_s or 0:.0f} s ago"
         raise UsageError(f"node-dead: {node} lives ({said}): switch it off first, and wait {late_s:.0f} s")
+    if seen.alive is False:  # it is this machine
+        policy = config.parse_policy(spool.text.encode(), "spool.toml")
+        if local.family_lives(local.state_directory(policy.uuid, node)):
+            hint = f"start it again (spoolq node --name {node}), and they go on"
+            raise UsageError(f"node-dead: the jobs of {node} run on this machine, though its daemon does not: {hint}")
     jobs = [at.entry for at in spool.on_node(node)]
     if not given.has("certain"):
         what = f"{len(jobs)} jobs of it would run again elsewhere or end as NODE_FAIL"

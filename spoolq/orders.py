@@ -5,7 +5,7 @@ From the daemon (JSON with `op`; framing in `channel`):
     hello {version, boottime_lease, fence}     answered by `known`
     lease {until, fence}     start nothing after `until`, end jobs of rerun rule Y after `fence` (CLOCK_BOOTTIME, s)
     start {id, attempt, gen, argv, program, env: ["K=V"], umask, chdir, remote, cwdfd, limit_s, grace_s, mem_mb,
-           cgroup, rerun, scratch, fds}     descriptors: stdout, stderr and, if cwdfd, the directory
+           cgroup, rerun, scratch, until, fds}     `until`: of its claim; fds: stdout, stderr and, if cwdfd, directory
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import spoolq
 from spoolq import cgroup, journal, process, spawn, takeover
+from spoolq.adopted import NEVER
 from spoolq.channel import Message, encode
 from spoolq.ending import End
 from spoolq.runs import Event, Run, Stage
@@ -107,7 +108,7 @@ def refusal(runner: "Runner", message: Message) -> str:
     """Why a start may not be, or nothing."""
     if (message["id"], message["attempt"]) in runner.runs:
         return "this attempt is known already"
-    if process.boottime() > runner.lease:
+    if process.boottime() > min(runner.lease, message.get("until", NEVER)):
         return "the lease is over"
     if not message["argv"] or not isinstance(message["umask"], int) or not isinstance(message["env"], list):
         return "no start message"

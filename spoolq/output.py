@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, awaiting, home, where
+from spoolq import arguments, awaiting, home, patience, where
 from spoolq.arguments import Command, Flag
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
@@ -101,6 +101,7 @@ def _follow(spool: Spool, job_id: int, name: str, lines: int) -> int:
     spool.find(job_id)  # NotFound now rather than waiting for ever
     stream = Stream(spool, job_id, name, STDOUT)
     following = Following(spool, job_id, [])
+    patience.endure()
     while True:
         if not following.streams:
             names = following.names()

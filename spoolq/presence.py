@@ -3,10 +3,10 @@ What a node says of itself: its heartbeat, and node.json with what it has, lends
 
 The heartbeat is a counter, never a time: others judge it by their own clocks. `began` is when the last
 successful beat began, on CLOCK_BOOTTIME; the right to start jobs counts from there (`lease`).
-Two machines of one name would take each other's jobs for their own leftovers, so a node waits if the
-last heartbeat is not of this boot of this machine (whose lock says that its own last daemon is dead;
-a machine cloned from its disk has the same identity, but another boot), and claims nothing while it
-finds a heartbeat that it did not write.
+Two machines of one name would take each other's jobs for their own leftovers. So a node waits if the
+last heartbeat is not of this boot (whose lock says that its own last daemon is dead; a machine cloned
+from its disk has the same identity, but another boot), refuses to begin if it is of another machine
+whose jobs lie here, and claims nothing while it finds a heartbeat that it did not write.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import secrets
 from typing import Any
 
 from spoolq import __version__, fsops, host
+from spoolq.config import Policy
 from spoolq.errors import TryAgain
 from spoolq.lease import LATE
 from spoolq.spool import Spool
@@ -29,15 +30,14 @@ LOCAL_FREE_MB = 64  # less on the local disk and results could not be kept: noth
 class Presence:
     """One node's presence in one spool."""
 
-    def __init__(self, spool: Spool, node: str, *, beat_s: float, min_free_mb: int, state_dir: str) -> None:
+    def __init__(self, spool: Spool, node: str, policy: Policy, state_dir: str) -> None:
         """Nothing is written yet."""
-        self.spool, self.node, self.beat_s = spool, node, beat_s
-        self.min_free_mb, self.state_dir = min_free_mb, state_dir
+        self.spool, self.node, self.policy, self.state_dir = spool, node, policy, state_dir
         self.instance = f"{host.boot_id()[:8]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.began = 0.0
         self.full = self.draining = False
         self.twin = ""  # the instance of another machine that serves under this name
-        self.patience_s = LATE * beat_s  # so long a heartbeat of another machine must stand still
+        self.patience_s = LATE * policy.beat_s  # so long a heartbeat of another machine must stand still
         self._first: tuple[tuple[int, str], float] | None = None
         self._beats = self._alone = 0
         self._written: dict[str, Any] = {}
@@ -52,27 +52,51 @@ class Presence:
         Whether it is certain that no other machine serves under this name; to be asked again until it is.
 
         Raises:
-            TryAgain: one does.
+            TryAgain: one does, or what lies here may run on another machine.
         """
         path, found = os.path.join(self.state_dir, "instance"), self.spool.read_beat(self.node)
         ours: list[str] = []  # of the latest daemons on this machine; one may have died before its first beat
         with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
             ours = file.read().split()
-        own = found and found[1] in ours and found[1].startswith(host.boot_id()[:8])
-        if found and not own and self.spool.read_node(self.node).get("state") != "stopped":
-            if not self._first:
-                self._first = (found, host.boottime())
-                wait = f"{self.patience_s:g} s"
-                log.warning("node %s was not shut down: for %s, is another machine serving as it?", self.node, wait)
-            if found != self._first[0]:
-                raise TryAgain(f"another machine serves as node {self.node} now: choose another --name")
-            if host.boottime() - self._first[1] < self.patience_s:
-                return False
+        if found and not self._stands_still(found, self._needed_s(found[1], ours)):
+            return False
         with open(path + ".new", "w", encoding="ascii") as file:
             file.write(" ".join([*ours[-INSTANCES:], self.instance]))
         os.rename(path + ".new", path)
-        self.spool.mark_node(self.node, "dead", on=False)  # said of an earlier life
+        with contextlib.suppress(OSError):  # said of an earlier life, it is void anyway
+            self.spool.mark_node(self.node, "dead", on=False)
         return True
+
+    def _needed_s(self, instance: str, ours: list[str]) -> float:
+        """For how long the heartbeat of an earlier daemon must stand still before its place can be taken."""
+        facts, this_boot = self.spool.read_node(self.node), instance.startswith(host.boot_id()[:8])
+        stopped = facts.get("state") == "stopped"
+        same = instance in ours or (facts.get("machine") == host.machine_id() != "" and not this_boot)
+        if same:  # this boot: its lock was ours to take; an earlier one: dead for certain, unless this is a clone
+            return 0.0 if stopped or this_boot else self.patience_s
+        if self.spool.node_marks(self.node).get("dead") == instance:
+            return self.patience_s
+        jobs = len(self.spool.on_node(self.node)) + len(self.spool.on_node(self.node, "reaping"))
+        if jobs:
+            where = facts.get("host") or "another machine"
+            hint = f"choose another --name, or if it is gone for good: spoolq node-dead {self.node} --certain"
+            raise TryAgain(f"{jobs} jobs of node {self.node} may still run on {where}: {hint}")
+        return 0.0 if stopped else self.policy.dead_s
+
+    def _stands_still(self, found: tuple[int, str], needed_s: float) -> bool:
+        """
+        Whether a heartbeat has stood still for so long.
+
+        Raises:
+            TryAgain: it moves.
+        """
+        if not self._first:
+            self._first = (found, host.boottime())
+            if needed_s:
+                log.warning("node %s was not shut down: does another machine serve as it? (%g s)", self.node, needed_s)
+        if found != self._first[0]:
+            raise TryAgain(f"another machine serves as node {self.node} now: choose another --name")
+        return host.boottime() - self._first[1] >= needed_s
 
     def beat(self) -> None:
         """
@@ -94,7 +118,9 @@ class Presence:
         self._beats += 1
         self.began = began
         self.heed()
-        self.full = fsops.free_mb(self.spool.root) < self.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
+        self.full = (
+            fsops.free_mb(self.spool.root) < self.policy.min_free_mb or fsops.free_mb(self.state_dir) < LOCAL_FREE_MB
+        )
 
     def heed(self) -> None:
         """Whether somebody wants this node to start no more; asked more often than beats, since people wait for it."""
@@ -122,7 +148,7 @@ class Presence:
             **changing,
             "load": [round(x, 2) for x in os.getloadavg()],
             "labels": host.labels(),
-            "beat_s": self.beat_s,
+            "beat_s": self.policy.beat_s,
         }
         if facts != self._written:
             self.spool.write_node(self.node, facts)

@@ -148,6 +148,7 @@ def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
         pass  # swept, or its home is gone
     except OSError as error:
         log.warning("not completed job=%d attempt=%d error=%s", *key, error)
+        daemon.incomplete = True
         return
     forget(daemon, key)
 
@@ -302,6 +303,8 @@ def look_for_ghosts(daemon: "Daemon") -> None:
             continue
         log.warning("ghost job=%d attempt=%d in=%s", entry.id, entry.attempt, at.top)
         daemon.sure = False
+    if daemon.incomplete:
+        daemon.incomplete = daemon.sure = False
 
 
 def capacities(daemon: "Daemon") -> dict[str, Any]:

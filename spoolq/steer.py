@@ -332,7 +332,11 @@ def requeue_step(spool: Spool, placed: Placed) -> Outcome | None:
         return nothing(placed, f"has not started yet ({placed.state.name})")
     # the old result goes first: the next attempt may end before we return
     home.set_aside(spool.root, entry.id, entry.attempt)
-    answer, target = spool.requeue(placed)
+    try:
+        answer, target = spool.requeue(placed)
+    except OSError:
+        home.bring_back(spool.root, entry.id, entry.attempt)
+        raise
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])

@@ -11,7 +11,7 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from spoolq import environment, home, jobfile, options, request, where
+from spoolq import environment, home, jobfile, options, patience, request, where
 from spoolq.entry import label_of
 from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
@@ -54,6 +54,7 @@ def sub(argv: Sequence[str]) -> int:
     if "help" in parsed.flags:
         sys.stdout.write(_HELP + options.help_text() + _NOTES)
         return 0
+    patience.so_far(lambda: "nothing was submitted")
     check = "check" in parsed.flags
     found = where.find(parsed.flags.get("spool", ""), make=not check)
     cwd = request.current_directory()
@@ -68,6 +69,7 @@ def sub(argv: Sequence[str]) -> int:
     if ids and "wait" in parsed.flags:
         from spoolq import awaiting
 
+        patience.so_far(lambda: f"job {ranges(ids)} goes on")
         try:
             ended = awaiting.until_ended(found.spool, ids)
         except KeyboardInterrupt:
@@ -109,7 +111,10 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
-        return spool.submit(job_id, asked.job.entry(job_id))
+        patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
+        placed = spool.submit(job_id, asked.job.entry(job_id))
+        patience.so_far(lambda: f"submitted as {job_id}, but the spool cannot say that it is durable")
+        return placed
     except OSError as error:
         # only a refusal is certain: after a doubtful rename or Ctrl-C it may exist, and nothing is taken away
         home.discard(spool.root, job_id)
@@ -194,6 +199,12 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     request.check_nodes(job, found.spool)
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
     ids: list[int] = []
+
+    def outcome() -> str:
+        told = f" ({ranges(ids)})" if ids else ""
+        return f"{len(ids)} of {len(commands)} jobs were submitted{told}, perhaps up to {BATCH} more"
+
+    patience.so_far(outcome)
     try:
         for batch in submit_many(found, job, env, commands, names):
             ids += batch

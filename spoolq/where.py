@@ -11,6 +11,7 @@ import os
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from spoolq import patience
 from spoolq.errors import Misconfigured
 from spoolq.spool import Spool, initialise
 
@@ -65,6 +66,7 @@ def find(flag: str = "", *, make: bool = False) -> Found:
         Misconfigured: it is no spool, or is not mounted.
     """
     root, origin = locate(flag)
+    patience.concerns(root)
     if origin == "default" and not os.path.lexists(f"{root}/spool.toml"):
         if not make:
             raise Misconfigured(

@@ -10,6 +10,7 @@ import pytest
 
 from spoolq import claim, claims, daemon, deliver, fsops, home, host, recover
 from spoolq.daemon import Daemon
+from spoolq.errors import TryAgain
 from spoolq.fsops import Answer
 from spoolq.spool import Spool
 from tests.desk import node_json
@@ -583,34 +584,91 @@ def test_a_home_that_refuses_does_not_stop_a_node_that_starts(world, monkeypatch
     assert (1, 1) not in world.runner.jobs
 
 
-# --- two machines of one name
-
-
-def test_a_machine_of_the_same_name_elsewhere_is_refused(world, tmp_path, monkeypatch):
-    from spoolq.errors import TryAgain
-
+def test_a_result_that_could_not_be_written_when_the_node_started_is_written_while_it_serves(world, monkeypatch):
+    """Found by simulation: the end is committed, a full spool refuses result.json once, and no restart follows."""
     world.submit()
     node = world.up()
     world.turn(node)
+    world.runner.end((1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        world.turn(node)
+        assert ("done", "exit0", 1) == world.where(1)
+        node = world.up()
+    assert home.read_result(world.root, 1) is None
+    for _ in range(2):
+        world.turn(node)
+    assert home.read_result(world.root, 1)
+    assert (1, 1) not in world.runner.jobs
+
+
+# --- two machines of one name
+
+
+@pytest.fixture
+def elsewhere(world, tmp_path, monkeypatch):
+    """A daemon of the same name on a machine with a disk of its own; time passes as it waits."""
     os.makedirs(tmp_path / "elsewhere")
     twin = world.daemon(state=str(tmp_path / "elsewhere"))
+    passed = [0.0]
+    real, clear = host.boottime, twin.wake.clear
+    monkeypatch.setattr(host, "boottime", lambda: real() + passed[0])
+
+    def waited():
+        passed[0] += 10.0
+        return clear()
+
+    monkeypatch.setattr(twin.wake, "clear", waited)
     monkeypatch.setattr(recover, "TWIN_S", 0)
-    monkeypatch.setattr(twin.wake, "clear", node.presence.beat)
-    with pytest.raises(TryAgain, match="n1"):
-        twin.begin()
+    twin.passed = passed
+    return twin
+
+
+def test_a_machine_of_the_same_name_elsewhere_is_refused_while_jobs_lie_here(world, elsewhere):
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with pytest.raises(TryAgain, match="1 jobs of node n1 may still run on .* node-dead n1 --certain"):
+        elsewhere.begin()
     assert "running" == world.at(1).top
 
 
-def test_a_machine_whose_predecessor_is_silent_takes_its_place(world, tmp_path):
+def test_a_machine_of_the_same_name_that_beats_is_noticed(world, elsewhere, monkeypatch):
+    node = world.up()
+    monkeypatch.setattr(elsewhere.wake, "clear", node.presence.beat)
+    with pytest.raises(TryAgain, match="another machine serves as node n1 now"):
+        elsewhere.begin()
+
+
+def test_a_machine_whose_predecessor_left_nothing_takes_its_place_after_long_silence(world, elsewhere):
+    world.up()
+    elsewhere.begin()
+    assert elsewhere.passed[0] >= elsewhere.policy.dead_s
+
+
+def test_a_machine_takes_the_jobs_of_its_predecessor_after_an_operators_word(world, elsewhere):
     world.submit()
     node = world.up()
     world.turn(node)
     world.runner.jobs.clear()
-    os.makedirs(tmp_path / "elsewhere")
-    successor = world.daemon(state=str(tmp_path / "elsewhere"))
-    successor.presence.patience_s = 0.05
-    successor.begin()
+    world.spool.mark_node("n1", "dead", on=True, text=node.presence.instance)
+    elsewhere.begin()
     assert ("queue", None, 2) == world.where(1)
+    assert {} == world.spool.node_marks("n1")
+
+
+def test_a_machine_cloned_from_this_disk_is_refused_while_the_first_one_beats(world, monkeypatch):
+    """It has the machine's id and its state directory, and another boot."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(host, "boot_id", lambda: "99999999-of-the-clone")
+    clone = world.daemon()
+    monkeypatch.setattr(recover, "TWIN_S", 0)
+    monkeypatch.setattr(clone.wake, "clear", node.presence.beat)
+    with pytest.raises(TryAgain, match="another machine serves as node n1 now"):
+        clone.begin()
+    assert "running" == world.at(1).top
 
 
 def test_who_finds_the_heartbeat_of_a_twin_claims_nothing(world):

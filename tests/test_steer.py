@@ -219,6 +219,20 @@ def test_requeue_of_an_ended_job_keeps_its_result_and_counts_the_attempt(spool, 
     assert 3 == json.loads(fsops.read(f"{home.path_of(spool.root, 1)}/result.1.json"))["exit_code"]
 
 
+def test_requeue_that_is_refused_leaves_the_result_where_it_was(spool, call, monkeypatch):
+    """Found by simulation: a full spool takes no new name in the queue."""
+    end(spool, run(spool, put(spool)), 3)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "requeue", full)
+        assert 1 == call("requeue", "1")
+    assert "done" == spool.find(1).top
+    assert 3 == json.loads(home.read_result(spool.root, 1))["exit_code"]
+
+
 def test_requeue_of_a_running_job_is_a_request(spool, call):
     run(spool, put(spool))
     assert 0 == call("requeue", "1")

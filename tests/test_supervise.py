@@ -277,6 +277,27 @@ def test_jobs_of_rule_yes_end_when_the_node_is_fenced(node):
     assert "running" == next(j for j in node.reconnect()["jobs"] if j["id"] == 2)["state"]
 
 
+def test_a_later_lease_does_not_allow_a_start_whose_claim_was_made_under_an_earlier_one(node):
+    node.family.lease(process.boottime() + 60)
+    node.start(1, "exit 3", until=process.boottime() - 1)
+    assert "lease" in node.wait_for("refused", 1)["why"]
+    node.start(2, "exit 3", until=process.boottime() + 60)
+    assert 3 == node.ended(2)["exit_code"]
+
+
+def test_a_runner_forked_after_a_kill_fences_without_word_from_a_daemon(node):
+    node.start(1, "sleep 600", rerun="Y")
+    node.start(2, "sleep 600")
+    pids = node.pid(1), node.pid(2)
+    node.family.lease(process.boottime() + 60, fence=process.boottime() + 1)
+    wait_until(lambda: os.path.exists(f"{node.dir}/fence"), "the note on the local disk")
+    node.family.close()
+    os.kill(node.known["pid"], signal.SIGKILL)
+    wait_until(lambda: gone(pids[0]), "the fence")
+    assert not gone(pids[1])
+    assert "lost" == next(j for j in node.reconnect()["jobs"] if j["id"] == 1)["ended"]["reason"]
+
+
 def test_orders_that_make_no_sense_do_no_harm():
     node = Node()
     for message in ({"op": "start", "id": 1}, {"op": "kill"}, {"op": "nonsense"}, {"op": "forget", "jobs": 3}, {}):

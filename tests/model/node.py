@@ -183,7 +183,8 @@ def _look_around(life: Life, state: State, n: int, node: Node, out: Steps) -> No
         out.append((f"n{n} finds a reaped entry", with_node(state, n, node._replace(pc=REAPED, src=loc))))
     elif node.lease == VALID and not node.run:
         for owner, other in enumerate(state.nodes):
-            if owner != n and _dead(life, state, other):
+            decided = where == REAPING + owner and other.lease == EXPIRED  # nothing runs that is in reaping/
+            if owner != n and (decided or _dead(life, state, other)):
                 if rules.judge == "before":
                     judged = node._replace(pc=JUDGED, src=owner)
                     out.append((f"n{n} judges n{owner} dead", with_node(state, n, judged)))

@@ -1,0 +1,192 @@
+"""I1 to I4, I6, I11: what the entries did, as a pure function of the trace; see `check`."""
+
+import json
+import re
+from typing import Any, NamedTuple
+
+Event = tuple[Any, ...]
+NAME = re.compile(r"(\d{3})\.(\d+)\.(\d+)\.(\d+)~([^~]*)~([^~]*)")
+TOPS = ("queue", "held", "running", "reaping", "done")
+MOVES = frozenset(
+    "jobs>queue jobs>held nodes>queue nodes>held queue>queue held>held queue>held held>queue queue>running queue>done "
+    "held>done running>running running>done running>queue running>reaping reaping>queue reaping>held reaping>done "
+    "reaping>reaping done>queue".split()
+)
+NEXT_ATTEMPT = frozenset(["reaping>queue", "reaping>held", "done>queue"])
+
+
+class Violation(NamedTuple):
+    """What was broken, when, and by which job (0: none)."""
+
+    rule: str
+    t: float
+    id: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.t:.3f} s, job {self.id}: {self.text}"
+
+
+class Token(NamedTuple):
+    """An entry's name."""
+
+    rank: int
+    id: int
+    gen: int
+    attempt: int
+    facts: tuple[str, ...]
+
+    @property
+    def cpus(self) -> float:
+        """In thousandths."""
+        return next((float(f[1:]) * 1000 for f in self.facts if re.fullmatch(r"c[\d.]+", f)), 0.0)
+
+    @property
+    def rule(self) -> str:
+        """N, C or Y."""
+        return next((f[1] for f in self.facts if f in ("rN", "rY")), "C")
+
+    @property
+    def ending(self) -> str:
+        """Or empty."""
+        pattern = r"exit\d+|signal\d+|timeout|oom|cancelled|nodefail"
+        return next((f for f in self.facts if re.fullmatch(pattern, f)), "")
+
+
+def token_of(path: str) -> Token | None:
+    """The entry that a path is, if it lies where entries lie."""
+    parts = path.split("/")
+    match = NAME.fullmatch(parts[-1]) if len(parts) == 3 and parts[0] in TOPS else None
+    if not match:
+        return None
+    rank, job_id, gen, attempt, facts, _ = match.groups()
+    return Token(int(rank), int(job_id), int(gen), int(attempt), tuple(facts.split(",")))
+
+
+class Tree:
+    """Where entries lie, after each applied change."""
+
+    def __init__(self) -> None:
+        self.ops: list[Event] = []
+        self.clear()
+
+    def clear(self) -> None:
+        self.at: dict[int, set[str]] = {}
+        self.inos: dict[int, str] = {}
+        self.used: set[str] = set()
+        self.ended: dict[tuple[int, int], str] = {}
+
+    def apply(self, op: Event) -> None:
+        """One change."""
+        self.ops.append(op)
+        self._do(op)
+
+    def _do(self, op: Event) -> None:
+        _, _, _, what, path, path2, ino, *_ = op
+        old = token_of(path) if what in ("rename", "unlink") else None
+        if old:
+            self.at.get(old.id, set()).discard(path)
+        target = path2 if what == "rename" else path
+        new = token_of(target) if what in ("rename", "create", "symlink", "link") else None
+        if what in ("rename", "create", "symlink", "link"):
+            self.inos[ino] = target
+        if new:
+            self.at.setdefault(new.id, set()).add(target)
+            self.used.add(target)
+            if target.startswith("done/"):
+                self.ended.setdefault((new.id, new.attempt), target)
+
+    def rollback(self, count: int) -> None:
+        """The server lost its last changes."""
+        kept = self.ops[: len(self.ops) - count]
+        self.ops = []
+        self.clear()
+        for op in kept:
+            self.apply(op)
+
+
+def entries(trace: list[Event]) -> list[Violation]:
+    """What the entries did."""
+    found: list[Violation] = []
+    tree, acknowledged = Tree(), set()
+    for event in trace:
+        if event[1] == "ack":
+            acknowledged.add(event[3])
+            if not tree.at.get(event[3]):
+                found.append(Violation("I4", event[0], event[3], "acknowledged, and not there"))
+        elif event[1] == "rollback":
+            tree.rollback(event[2])
+            lost = [job_id for job_id in sorted(acknowledged) if not tree.at.get(job_id)]
+            found += [
+                Violation("I4", event[0], job_id, "acknowledged, lost with the server's power") for job_id in lost
+            ]
+        elif event[1] == "op":
+            found += _move(tree, event)
+            tree.apply(event)
+            for path in event[4:6]:
+                token = token_of(path) if path else None
+                if token:
+                    found += _one(tree, event, token.id, acknowledged)
+    return found
+
+
+def _one(tree: Tree, event: Event, job_id: int, acknowledged: set[int]) -> list[Violation]:
+    here = tree.at.get(job_id, set())
+    if len(here) > 1:
+        return [Violation("I1", event[0], job_id, f"two entries: {sorted(here)}")]
+    if not here and job_id in acknowledged:
+        return [Violation("I4", event[0], job_id, f"its entry is gone: {event[3]} {event[4]} by {event[2]}")]
+    return []
+
+
+def _move(tree: Tree, event: Event) -> list[Violation]:
+    t, _, client, what, path, path2, _, text, *_ = event
+    if what != "rename":
+        token = token_of(path)
+        bad = token is not None and what in ("unlink", "create", "symlink", "link")
+        return [Violation("I2", t, token.id, f"{what} of an entry by {client}: {path}")] if bad and token else []
+    found = []
+    old, new = token_of(path), token_of(path2)
+    if path2.split("/")[0] in TOPS and new is None:
+        found.append(Violation("I11", t, 0, f"no entry's name: {path2}"))
+    if old and new is None:
+        found.append(Violation("I2", t, old.id, f"an entry was moved out of its life: {path} -> {path2}"))
+    if new:
+        found += [Violation(rule, t, new.id, why) for rule, why in _illegal(tree, client, path, path2, old, new)]
+    last = path2.rpartition("/")[2]
+    if last in ("result.json", "node.json") and not whole(text):
+        found.append(Violation("I11", t, 0, f"{path2} was published torn: {text[:80]!r}"))
+    if last == "heartbeat" and not re.fullmatch(r"\d+ \S+\n", text):
+        found.append(Violation("I11", t, 0, f"{path2} was published torn: {text[:80]!r}"))
+    return found
+
+
+def _illegal(tree: Tree, client: str, path: str, path2: str, old: Token | None, new: Token) -> list[tuple[str, str]]:
+    found = []
+    top, top2 = path.split("/")[0], path2.split("/")[0]
+    kind = f"{top}>{top2}"
+    if kind not in MOVES:
+        found.append(("I2", f"{kind} is no move: {path} -> {path2}"))
+    if top2 in ("running", "reaping") and path2.split("/")[1] != client:
+        found.append(("I2", f"{client} is not entitled to {path2}"))
+    if top in ("running", "reaping") and path.split("/")[1] != client:
+        found.append(("I2", f"{client} took {path} away"))
+    if path2 in tree.used:
+        found.append(("I3", f"a name for the second time: {path2}"))
+    if old:
+        attempts = 1 if kind in NEXT_ATTEMPT else 0
+        if new.gen != old.gen + 1 or new.attempt != old.attempt + attempts or new.id != old.id:
+            found.append(("I3", f"{path} -> {path2}: gen must rise by 1, attempt by {attempts}"))
+    if top2 == "done":
+        if (new.id, new.attempt) in tree.ended:
+            found.append(("I6", f"attempt {new.attempt} ended twice: {tree.ended[new.id, new.attempt]}, {path2}"))
+        if not new.ending:
+            found.append(("I6", f"without an ending: {path2}"))
+    return found
+
+
+def whole(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

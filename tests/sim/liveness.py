@@ -1,0 +1,114 @@
+"""
+V1 to V5: what must happen in the calm at the end of a run, when nothing goes wrong any more. Pure, like `check`.
+"""
+
+from typing import Any
+
+from tests.sim.entries import Token, Violation, token_of
+
+Event = tuple[Any, ...]
+WAIT_S, CLAIMED_S, DELIVERED_S, OVERTAKEN = 90.0, 60.0, 300.0, 10
+
+
+class Calm:
+    """Who waits for what since when."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        self.capacity: dict[str, float] = {}
+        self.queue: dict[int, tuple[Token, float]] = {}
+        self.running: dict[int, tuple[Token, str, float]] = {}
+        self.reaping: dict[int, tuple[Token, float]] = {}
+        self.started: set[tuple[int, int]] = set()
+        self.ended: dict[tuple[int, int], float] = {}
+        self.fits_since: dict[tuple[int, str], float] = {}
+        self.overtaken: dict[int, int] = {}
+        self.told: set[tuple[str, int]] = set()
+        self.found: list[Violation] = []
+
+    def say(self, rule: str, t: float, job_id: int, text: str) -> None:
+        """Once for each job."""
+        if (rule, job_id) not in self.told:
+            self.told.add((rule, job_id))
+            self.found.append(Violation(rule, t, job_id, text))
+
+    def free(self, node: str) -> float:
+        """Cpus that no entry on the node holds."""
+        return self.capacity[node] - sum(token.cpus for token, where, _ in self.running.values() if where == node)
+
+    def move(self, t: float, path: str, path2: str) -> None:
+        """An entry was renamed."""
+        token = token_of(path2)
+        if token is None:
+            return
+        top, place, _ = path2.split("/")
+        if top == "running" and path.startswith("queue/") and t > self.began:
+            self.overtake(t, token, place)
+        was = self.running.get(token.id)
+        for table in (self.queue, self.running, self.reaping):
+            table.pop(token.id, None)  # type: ignore[attr-defined]
+        if top == "queue":
+            self.queue[token.id] = token, t
+        elif top == "running":
+            self.running[token.id] = token, place, was[2] if was else t
+        elif top == "reaping":
+            self.reaping[token.id] = token, t
+        elif top == "done":
+            end = self.ended.get((token.id, token.attempt))
+            if end is not None and t - max(end, self.began) > DELIVERED_S:
+                self.say("V4", t, token.id, f"its result came {t - max(end, self.began):.0f} s after its end")
+
+    def overtake(self, t: float, token: Token, node: str) -> None:
+        """A claim: who waited longer and would have fitted?"""
+        free = self.free(node)
+        for other, since in self.queue.values():
+            if (other.rank, other.id) < (token.rank, token.id) and other.cpus <= free and t - since > WAIT_S / 3:
+                self.overtaken[other.id] = self.overtaken.get(other.id, 0) + 1
+                if self.overtaken[other.id] > OVERTAKEN:
+                    self.say("V5", t, other.id, f"overtaken {self.overtaken[other.id]} times, now by {token.id}")
+
+    def look(self, t: float) -> None:
+        """What has waited too long?"""
+        free = {node: self.free(node) for node in self.capacity}
+        fits = {(i, node) for i, (token, _) in self.queue.items() for node in free if token.cpus <= free[node]}
+        self.fits_since = {key: self.fits_since.get(key, t) for key in fits}
+        if t < self.began:
+            return
+        for (job_id, node), since in self.fits_since.items():
+            if t - max(since, self.began) > WAIT_S:
+                self.say("V1", t, job_id, f"fits {node} since {t - max(since, self.began):.0f} s and is not claimed")
+        for job_id, (token, node, since) in self.running.items():
+            if (job_id, token.attempt) not in self.started and t - max(since, self.began) > CLAIMED_S:
+                self.say("V2", t, job_id, f"claimed by {node} and neither started nor given back")
+        for job_id, (_, since) in self.reaping.items():
+            if t - max(since, self.began) > CLAIMED_S:
+                self.say("V3", t, job_id, "taken over and not decided")
+        for job_id, attempt in self.ended:
+            on = self.running.get(job_id)
+            if on and on[0].attempt == attempt and t - max(self.ended[job_id, attempt], self.began) > DELIVERED_S:
+                self.say("V4", t, job_id, "ended, and its result is not delivered")
+
+
+def liveness(trace: list[Event]) -> list[Violation]:
+    """V1 to V5 of a trace."""
+    began = next((event[0] for event in trace if event[1] == "calm"), None)
+    if began is None:
+        return []
+    state = Calm(began)
+    for event in trace:
+        t, kind = event[:2]
+        if kind == "node":
+            state.capacity[event[2]] = event[3]["cpus"]
+        elif kind == "op" and event[3] == "rename":
+            state.move(t, event[4], event[5])
+        elif kind == "start":
+            state.started.add((event[3], event[4]))
+        elif kind == "end":
+            state.ended[event[3], event[4]] = t
+        elif kind == "stuck":
+            state.look(t)
+            if not state.found:
+                state.say("V4", t, 0, f"does not come to rest: {event[2][:6]}")
+        if t > began and kind in ("op", "start", "end"):
+            state.look(t)
+    return state.found
