@@ -308,13 +308,13 @@ class Judge:
             return died or sum(fault.killed for fault in faults) >= FAMILY
         if reason.startswith("output"):
             return any(fault.kind in SPOOL_FAULTS for fault in faults)
-        if state not in ("COMPLETED", "FAILED") or start is None:
+        if state not in ("COMPLETED", "FAILED"):
             return False
         if end and (end.code, end.signal) == (result["exit_code"], result["signal"]):
             planned = plan is None or plan.code == (end.code if end.signal is None else -end.signal)
             return planned or (bool(end.torn) and any(fault.kind in SPOOL_FAULTS for fault in faults))
         signalled = self.was_asked(job, ["signal"], since - SLACK_S, until + SLACK_S)
-        return signalled and state == "FAILED" and result["signal"] is not None
+        return signalled and state == "FAILED" and result["signal"] is not None  # perhaps before its first word
 
     def output(self, result: dict[str, Any]) -> None:
         """What the job wrote is what lies there; a later attempt appends to what the earlier ones wrote."""

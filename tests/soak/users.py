@@ -205,10 +205,11 @@ class User:
         token = self.book.token()
         words, code = self.work(token)
         options, rule, _, retries = self.options(limits=False)
+        options += ["-D", f"{self.base}/desk"]  # the default, the home of whoever serves, need not be open to us
         self.book.plan(Plan(token, how, rule, code, None, retries))
         if self.random.random() < 0.5:
             quoted = ", ".join(json.dumps(word) for word in words)
-            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nretries = {retries}\ncommand = [{quoted}]\n'
+            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nchdir = "{options[-1]}"\nretries = {retries}\ncommand = [{quoted}]\n'
             return token, text, ".toml"
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\n# {token}\ntrue\n# more\nexec {shlex.join(words)}\n"
         return token, text, ".sh"
