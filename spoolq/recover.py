@@ -205,7 +205,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
-    if wish := known.wishes.get(key):
+    if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
         if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):

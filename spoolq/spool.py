@@ -201,8 +201,9 @@ class Spool:
         """
         top = "held" if entry.held else "queue"
         target = Placed(place_of(top, entry), entry)
-        answer = fsops.move(f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}", f"{self.root}/{target.path}")
-        # only we know this private name: gone means committed, and a node may have claimed it since
+        private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
+        answer = fsops.move(private, f"{self.root}/{target.path}", lasting=True)
+        # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
         return target
@@ -215,7 +216,7 @@ class Spool:
             path: relative to the spool, in this node's admit directory, a name that never comes back.
         """
         target = Placed(place_of("held" if entry.held else "queue", entry), entry)
-        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
+        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}", lasting=True), target
 
     def committed(self, places: Iterable[Placed]) -> None:
         """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
@@ -312,12 +313,7 @@ class Spool:
         fsops.publish(f"{self.root}/nodes/{node}/heartbeat", f"{count} {instance}\n".encode(), sync=False)
 
     def read_beat(self, node: str) -> tuple[int, str] | None:
-        """
-        (counter, instance) by open and read, never by stat; None if there is none.
-
-        Raises:
-            OSError: it cannot be read now, which says nothing about the node.
-        """
+        """(counter, instance) by open and read, never by stat; None if there is none; OSError if nobody can tell."""
         words = self._read_small(f"nodes/{node}/heartbeat", sure=True).split()
         return (int(words[0]), words[1]) if len(words) == 2 and home.is_number(words[0]) else None
 

@@ -602,7 +602,33 @@ def test_a_result_that_could_not_be_written_when_the_node_started_is_written_whi
     assert (1, 1) not in world.runner.jobs
 
 
+def test_a_requeue_that_says_no_attempt_is_carried_out_by_the_next_daemon(world):
+    """Found by simulation: `touch control/x.1.requeue`, or a full spool, makes a request of nothing but its name."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/control/x.1.requeue", "w", encoding="ascii"):
+        pass
+    node.set_due("control", 0.0)
+    node.step()  # asks the runner to kill it, which it does; then the daemon dies
+    assert "ended" == world.runner.jobs[1, 1]["state"]
+    world.runner.ends = True
+    world.serve()
+    assert [(1, 1), (1, 2)] == world.runner.starts
+    finished(world, attempt=2)
+
+
 # --- two machines of one name
+
+
+def test_which_daemons_were_of_this_machine_is_known_after_a_power_loss(world):
+    """Found by simulation: node.json and this file both torn, the node would wait for an operator for ever."""
+    node = world.daemon()
+    with faulty() as fake:
+        assert node.presence.arrive()
+    assert "fsync" in fake.log
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        assert node.presence.instance == file.read()
 
 
 @pytest.fixture
