@@ -57,6 +57,7 @@ class Faults:
             "death": self.death,
             "partition": self.partition,
             "full": self.full,
+            "disk": self.disk_full,
             "readonly": self.readonly,
             "away": self.away,
         }
@@ -64,7 +65,13 @@ class Faults:
     def possible(self) -> list[str]:
         """The names of those that can be played here."""
         contained = all(node.contained for node in self.nodes)
-        needs = {"power": contained, "blackout": contained, "death": contained, "full": bool(self.disk)}
+        needs = {
+            "power": contained,
+            "blackout": contained,
+            "death": contained,
+            "full": bool(self.disk),
+            "disk": bool(self.disk),
+        }
         needs |= dict.fromkeys(("readonly", "away", "partition"), contained and all(node.view for node in self.nodes))
         return [name for name in self.all() if needs.get(name, True)]
 
@@ -207,18 +214,26 @@ class Faults:
 
     def full(self, _node: Node) -> Play:
         """The spool's disk is full for a while, to the last byte or nearly."""
-        if "full" in self._busy:
+        return self.fill("full", "", self.disk)
+
+    def disk_full(self, node: Node) -> Play:
+        """A node's own disk is full for a while."""
+        return self.fill("disk", node.name, f"{node.directory}/state")
+
+    def fill(self, name: str, node: str, disk: str) -> Play:
+        """A file system is full for a while."""
+        if f"{name} {node}" in self._busy:
             return
-        self._busy.add("full")
-        since, path = time.time(), f"{self.disk}/ballast"
-        room = os.statvfs(self.disk)
+        self._busy.add(f"{name} {node}")
+        since, path = time.time(), f"{disk}/ballast"
+        room = os.statvfs(disk)
         size = max(4096, room.f_bavail * room.f_frsize - self.random.choice([0, 0, 40_000, 400_000, 3_000_000]))
         with contextlib.suppress(OSError), open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
         yield self.random.uniform(0.5, 8.0)
         os.unlink(path)
-        self._note("full", "", since)
-        self._busy.discard("full")
+        self._note(name, node, since)
+        self._busy.discard(f"{name} {node}")
 
     def inside(self, node: Node, script: str) -> bool:
         """Run a line of shell inside a node."""

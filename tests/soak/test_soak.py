@@ -224,6 +224,11 @@ def test_what_was_done_to_a_job_explains_its_end():
     assert [] == kinds(world(results={7: result(**lost)}, truth=[start()], faults=[Fault("power", "n1", 11.0, 11.0)]))
     assert [] == kinds(world(results={7: result(**lost)}, faults=[Fault("kill-several", "n1", 11.0, 11.0, 3)]))
     assert [] == kinds(world(results={7: result(**full)}, faults=[Fault("full", "", 11.0, 13.0)]))
+    signalled = {"exit_code": None, "signal": 15}
+    asked = [Asked("signal", 7, 11.0, 11.1, "requested")]
+    assert [] == kinds(world(results={7: result(**signalled)}, truth=[start()], asked=asked))
+    assert [] == kinds(world(results={7: result(**signalled)}, truth=[], asked=asked))
+    assert ["untrue"] == kinds(world(results={7: result(exit_code=3)}, truth=[], asked=asked))
 
 
 def test_two_kills_in_the_family_excuse_no_unknown_end():

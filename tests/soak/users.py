@@ -5,6 +5,7 @@ Each user is a thread with its own random numbers; what it does follows from the
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 
 from tests.soak.book import Book
-from tests.soak.check import Asked, Plan
+from tests.soak.check import Asked, Plan, Told
 from tests.soak.node import HERE
 
 WORK = f"{HERE}/tests/soak/work.py"
@@ -42,14 +43,21 @@ class User:
         self.random, self.rate = random.Random(seed), rate
         self.stopping = threading.Event()
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SPOOLQ_")}
-        self.env |= {"SPOOLQ_DIR": root, "PYTHONPATH": HERE, "HOME": base, "SPOOLQ_SOAK_USER": base}
+        self.env |= {
+            "SPOOLQ_DIR": root,
+            "PYTHONPATH": HERE,
+            "HOME": base,
+            "SPOOLQ_SOAK_USER": base,
+            "SPOOLQ_STATE_DIR": f"{base}/embedded",
+        }
         self.later: list[tuple[float, list[str]]] = []  # what puts an earlier action right
 
     def live(self) -> None:
         """Until told to stop."""
         ways = [
             (40, self.single), (12, self.lines), (14, self.drop_whole), (8, self.drop_slowly), (8, self.script),
-            (12, self.dies), (30, self.act), (3, self.drain), (6, self.look),
+            (12, self.dies),
+            (5, self.run), (30, self.act), (3, self.drain), (6, self.look),
         ]  # fmt: skip
         while not self.stopping.is_set():
             (way,) = self.random.choices([way for _, way in ways], [weight for weight, _ in ways])
@@ -157,6 +165,18 @@ class User:
             self.book.ack(token, int(out))
         return 1
 
+    def run(self) -> float:
+        """A job in the foreground, perhaps interrupted: by Ctrl-C, which kills the job, or for good."""
+        token = self.book.token()
+        words, code = self.work(token, short=True)
+        options, rule, limit, retries = self.options()
+        self.book.plan(Plan(token, "run", rule, code, limit, retries))
+        after = self.random.uniform(0.05, 1.0) if self.random.random() < 0.3 else None
+        number, out = self.command("run", *options, *words, kill_after_s=after)
+        if after is None and number >= 0:
+            self.book.tell(Told(token, number, hashlib.sha256(out.encode()).hexdigest(), time.time()))
+        return 1
+
     def dies(self) -> float:
         """A submitter that is killed in the middle."""
         after = self.random.uniform(0.02, 0.25)
@@ -205,10 +225,11 @@ class User:
         token = self.book.token()
         words, code = self.work(token)
         options, rule, _, retries = self.options(limits=False)
+        options += ["-D", f"{self.base}/desk"]  # the default, the home of whoever serves, need not be open to us
         self.book.plan(Plan(token, how, rule, code, None, retries))
         if self.random.random() < 0.5:
             quoted = ", ".join(json.dumps(word) for word in words)
-            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nretries = {retries}\ncommand = [{quoted}]\n'
+            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nchdir = "{options[-1]}"\nretries = {retries}\ncommand = [{quoted}]\n'
             return token, text, ".toml"
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\n# {token}\ntrue\n# more\nexec {shlex.join(words)}\n"
         return token, text, ".sh"
