@@ -121,7 +121,9 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
         lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
     else:
         lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
-    if node.state in ("dead", "stopped"):
+    if node.declared:
+        lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
+    elif node.state in ("dead", "stopped"):
         text = "its daemon does not run" if node.state == "dead" else "it was stopped"
         lines.append(f"  {placed.node}: {text}; the job goes on, and its result comes when the daemon is back.")
     if node.state == "silent":

@@ -98,7 +98,8 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
-    reaping, here = daemon.spool.on_node(daemon.node, "reaping"), set()
+    running = daemon.spool.on_node(daemon.node, lasting=True)
+    reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
@@ -107,7 +108,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 settle(daemon, at, anybody)
-    for at in daemon.spool.on_node(daemon.node):
+    for at in running:
         here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
             with spared(at):
@@ -204,7 +205,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
-    if wish := known.wishes.get(key):
+    if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
         if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
@@ -287,7 +288,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
 
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
-    running = daemon.spool.on_node(daemon.node)
+    running = daemon.spool.on_node(daemon.node, lasting=True)
     unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]

@@ -26,8 +26,8 @@ class Seen:
     One node as seen now.
 
     `alive` is True or False where it is proved, None where it can only be guessed from `beat_age_s`
-    (by the server's clock; None if unknown). `state`: up, draining, drained, full, stopped, dead,
-    silent, new.
+    (by the server's clock; None if unknown). `declared`: an operator says that it is off for certain.
+    `state`: up, draining, drained, full, stopped, dead, silent, new.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Seen:
     alive: bool | None = None
     beat_age_s: float | None = None
     drain: str | None = None
+    declared: bool = False
     facts: dict[str, Any] = field(default_factory=dict)
 
     def amounts(self, key: str) -> Amounts:
@@ -65,7 +66,17 @@ def look_at(spool: Spool, name: str, now: float | None) -> Seen:
     if "drain" in marks and state in ("up", "full", "draining"):
         # the mark and the entries count at once; what the node says of both is as old as its last beat
         state = "draining" if spool.entries(f"running/{name}") else "drained"
-    return Seen(name=name, state=state, alive=alive, beat_age_s=age, drain=marks.get("drain"), facts=facts)
+    declared = bool(marks.get("dead")) and marks["dead"] == facts.get("instance") and not alive
+    state = "dead" if declared else state
+    return Seen(
+        name=name,
+        state=state,
+        alive=alive,
+        beat_age_s=age,
+        drain=marks.get("drain"),
+        declared=declared,
+        facts=facts,
+    )
 
 
 def _state(facts: dict[str, Any], *, alive: bool | None, age: float | None) -> str:

@@ -36,7 +36,10 @@ def test_after_the_operators_word_a_lost_job_runs_again_on_another_node(cluster:
 
 def test_a_lost_job_that_must_not_run_again_ends_with_the_reason(cluster: Cluster):
     job = lost_node(cluster, "--rerun", "never")
+    cluster.ok("drain", "n1")  # which goes on watching
     cluster.ok("node-dead", "n2", "--certain")
+    nodes = {node["node"]: node["state"] for node in json.loads(cluster.ok("nodes", "--json"))["nodes"]}
+    assert "dead" == nodes["n2"]
     result = cluster.result(job)
     assert ("NODE_FAIL", 1) == (result["state"], result["attempt"])
     assert "node n2 went down" in result["reason"]

@@ -20,6 +20,7 @@ AT_TIME = (
     "kill_family",
     "runner_dies_at_start",
     "power",
+    "gone",
     "stop_daemon",
     "suspend_machine",
     "partition",
@@ -102,7 +103,7 @@ def make(
     on_request = [what for what in (LOCAL_REQUEST if local else ON_REQUEST) if not only or what in only]
     at_time = [what for what in AT_TIME if not only or what in only]
     if local:
-        at_time = [what for what in at_time if what not in ("partition", "server_down")]
+        at_time = [what for what in at_time if what not in ("partition", "server_down", "gone")]
     count = chance.choice([0, 2, 4, 8, 16]) if on_request else 0
     found = [_on_request(chance, chance.choice(on_request), nodes, users) for _ in range(count)]
     for _ in range(chance.choice([0, 1, 2, 4, 6]) if at_time else 0):

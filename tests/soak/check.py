@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLACK_S = 20.0  # what a fault leaves behind may show so long after it
+LAST_S = 1.0  # from the last word of a job to its end, as its parent sees it
 FAMILY = 3  # processes of a node family: so many killed and nobody saw how a job ended
 SPOOL_FAULTS = frozenset(["full", "readonly", "away"])
 DEATHS = frozenset(["power", "blackout", "death"])
@@ -24,6 +25,7 @@ class Plan(NamedTuple):
     rule: str = "C"
     code: int = 0
     limit_s: float | None = None
+    retries: int = 0
 
 
 class Ack(NamedTuple):
@@ -229,9 +231,18 @@ class Judge:
             return True
         plan = self.plan(job)
         rule = plan.rule if plan else "N"
+        if plan and before.attempt <= plan.retries and self.failed(job, before.attempt):
+            return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
+
+    def failed(self, job: int, attempt: int) -> bool:
+        """Whether an attempt ended as a failure, by what was written of it."""
+        return any(
+            record["id"] == job and record["attempt"] == attempt and record["state"] in ("FAILED", "TIMEOUT")
+            for record in self.world.history
+        )
 
     # --- from nowhere
 
@@ -283,12 +294,13 @@ class Judge:
         """Whether a result is the truth, or what was done to the job explains it."""
         job, state, reason = result["id"], result["state"], result["reason"] or ""
         since = start.at if start else 0.0
-        until = end.at if end else float("inf")
+        until = end.at + LAST_S if end else float("inf")
         node = start.node if start else result["node"]
         faults = self.faults(node, since - SLACK_S, until)
         plan = self.plan(job)
         if state == "CANCELLED":
-            return self.was_asked(job, ["kill"], 0.0, float("inf"))
+            again = any(place.attempt > result["attempt"] for place in self.entries[job])
+            return self.was_asked(job, ["kill", "requeue"] if again else ["kill"], 0.0, float("inf"))
         if state == "TIMEOUT":
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":

@@ -24,7 +24,7 @@ from tests.soak.faults import Faults
 from tests.soak.node import HERE, Node, containment
 from tests.soak.users import User
 
-POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, "min_free_mb": 2}
+POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, "retry_s": 1, "min_free_mb": 2}
 PEACE_S = 120.0  # without any progress for so long after the faults: stuck
 PROGRESS_S = 10.0
 FDS = 6  # descriptors that a daemon may have more than a fresh one
@@ -74,7 +74,7 @@ class Soak:
             seed=f"{options.seed}/faults",
             root=self.root,
             disk=self.disk,
-            fence_s=POLICY["fence_s"],
+            policy=POLICY,
         )
         self.names = [name for name in options.faults or self.faults.possible() if name in self.faults.possible()]
         self.began = time.monotonic()

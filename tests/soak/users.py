@@ -95,38 +95,40 @@ class User:
         words = [sys.executable, "-I", "-S", WORK, f"{self.base}/truth", token, str(seconds), str(code), str(size)]
         return [*words, *([flags] if flags else [])], code
 
-    def options(self, *, limits: bool = True) -> tuple[list[str], str, float | None]:
-        """Options of a job, its rule, and its time limit."""
+    def options(self, *, limits: bool = True) -> tuple[list[str], str, float | None, int]:
+        """Options of a job, its rule, its time limit, and how often it is tried again."""
         pick = self.random
         rule = pick.choice("NCYCC")
         limit = pick.choice([1.0, 4.0]) if limits and pick.random() < 0.08 else None
         words = ["-c", pick.choice(["0.1", "0.5", "1", "2"]), "--rerun", RULES[rule]]
         words += ["-p", str(pick.randrange(-50, 50))] if pick.random() < 0.3 else []
         words += ["-t", f"{limit:g}s"] if limit else []
+        retries = pick.choice([1, 2]) if pick.random() < 0.1 else 0
+        words += ["--retries", str(retries)] if retries else []
         words += ["-w", pick.choice(self.nodes)] if pick.random() < 0.1 else []
-        return words, rule, limit
+        return words, rule, limit, retries
 
     # --- ways to submit; each returns about how many jobs it made
 
     def single(self, how: str = "sub", kill_after_s: float | None = None) -> float:
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, limit = self.options()
+        options, rule, limit, retries = self.options()
         if self.random.random() < 0.05:
             options.append("-H")
-        self.book.plan(Plan(token, how, rule, code, limit))
+        self.book.plan(Plan(token, how, rule, code, limit, retries))
         _, out = self.command("sub", *options, *words, kill_after_s=kill_after_s)
         if re.fullmatch(r"\d+\n", out):
             self.book.ack(token, int(out))
         return 1
 
     def lines(self, how: str = "lines", kill_after_s: float | None = None) -> float:
-        options, rule, limit = self.options(limits=False)
+        options, rule, limit, retries = self.options(limits=False)
         tokens, lines = [], []
         for _ in range(self.random.choice([5, 20, BURST])):
             token = self.book.token()
             words, code = self.work(token, short=True)
-            self.book.plan(Plan(token, how, rule, code, limit))
+            self.book.plan(Plan(token, how, rule, code, limit, retries))
             tokens.append(token)
             lines.append(shlex.join(words))
         options[1] = "0.1"
@@ -140,8 +142,8 @@ class User:
         """A script on standard input, or a file of the user's."""
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, limit = self.options()
-        self.book.plan(Plan(token, "script", rule, code, limit))
+        options, rule, limit, retries = self.options()
+        self.book.plan(Plan(token, "script", rule, code, limit, retries))
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\nexec {shlex.join(words)}\n"
         if self.random.random() < 0.5:
             _, out = self.command("sub", stdin=text)
@@ -202,11 +204,11 @@ class User:
         """Token, text and ending of a file to drop; what makes it a job comes last."""
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, _ = self.options(limits=False)
-        self.book.plan(Plan(token, how, rule, code, None))
+        options, rule, _, retries = self.options(limits=False)
+        self.book.plan(Plan(token, how, rule, code, None, retries))
         if self.random.random() < 0.5:
             quoted = ", ".join(json.dumps(word) for word in words)
-            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\ncommand = [{quoted}]\n'
+            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nretries = {retries}\ncommand = [{quoted}]\n'
             return token, text, ".toml"
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\n# {token}\ntrue\n# more\nexec {shlex.join(words)}\n"
         return token, text, ".sh"
