@@ -8,6 +8,7 @@ used twice, and contended transitions go to a directory that only the mover writ
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -219,13 +220,15 @@ class Spool:
         return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}", lasting=True), target
 
     def committed(self, places: Iterable[Placed]) -> None:
-        """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
-        for place in {placed.place for placed in places}:
-            try:
-                fsops.sync_directory(f"{self.root}/{place}")
-            except FileNotFoundError:
-                continue  # emptied by nodes and swept: further along than durable
+        """Make submissions durable and wake the nodes of this machine."""
+        self.make_durable(places)
         fsops.ring(f"{self.root}/queue")
+
+    def make_durable(self, places: Iterable[Placed]) -> None:
+        """Let the names of entries survive a power loss of the server, which may be this machine."""
+        for place in {placed.place for placed in places}:
+            with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
+                fsops.sync_directory(f"{self.root}/{place}")
 
     # --- transitions: one rename each
 
