@@ -121,11 +121,19 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]
         with contextlib.suppress(OSError):
             fsops.close(fd)
+    forget_nameless(daemon, item.at)
     answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
     if answer is Answer.WON:
         item.requeued = True  # before its line: if that is refused, only the line is written later
         deliver.write_attempt(daemon.spool, item, daemon.node)
     return answer is not Answer.UNKNOWN
+
+
+def forget_nameless(daemon: "Daemon", at: Placed) -> None:
+    """Remove requests that say no attempt before there is a next one, which they would end too, and so for ever."""
+    for name, request in daemon.spool.requests(daemon.node):
+        if request.get("id") == at.entry.id and request.get("verb") == "requeue" and not request.get("attempt"):
+            daemon.spool.answered(daemon.node, name)
 
 
 def wanted(item: Finished) -> bool:

@@ -629,6 +629,23 @@ def test_a_requeue_that_says_no_attempt_is_carried_out_by_the_next_daemon(world)
     finished(world, attempt=2)
 
 
+def test_a_requeue_that_says_no_attempt_ends_one_attempt_and_no_more(world):
+    """Found by simulation: each new attempt was killed and queued again, for ever."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/control/x.1.requeue", "w", encoding="ascii"):
+        pass
+    for _ in range(3):
+        world.turn(node, "control")
+        for _ in range(3):  # it is queued and started again before requests are looked at
+            node.set_due("control", host.boottime() + 60)
+            world.turn(node, "queue", "deliver")
+    assert [(1, 1), (1, 2)] == world.runner.starts
+    assert "running" == world.at(1).top
+    assert [] == world.requests()
+
+
 # --- two machines of one name
 
 

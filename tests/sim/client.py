@@ -23,6 +23,9 @@ ACTTL = (3.0, 60.0)  # acregmin, acdirmax
 RETRANS_S = (0.5, 61.0)  # after a lost answer (v4, v3)
 
 
+FIRST_FD = 10**6  # smaller ones are of the machine's own disk
+
+
 class Open:
     """An open file; `dirty` is what was written and not sent, at `offset`."""
 
@@ -59,7 +62,7 @@ class Client(Mount):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.files: dict[int, Open] = {}
-        self.next_fd = 1000
+        self.next_fd = FIRST_FD
 
     def drop_caches(self) -> None:
         """A reboot."""

@@ -62,11 +62,11 @@ def _unknown_is_won() -> list[Patch]:
 
 
 def _errors_are_believed() -> list[Patch]:
-    return [(fsops, "settle", lambda source, target: Answer.LOST)]
+    return [(fsops, "settle", lambda *_, **__: Answer.LOST)]
 
 
 def _target_first() -> list[Patch]:
-    def settle(source: str, target: str) -> Answer | None:
+    def settle(source: str, target: str, **_: Any) -> Answer | None:
         arrived = fsops.present(*os.path.split(target))
         left = fsops.present(*os.path.split(source))
         if arrived:
@@ -79,7 +79,7 @@ def _target_first() -> list[Patch]:
 
 
 def _stat_is_believed() -> list[Patch]:
-    def present(directory: str, name: str) -> bool | None:
+    def present(directory: str, name: str, **_: Any) -> bool | None:
         try:
             return fsops.look(f"{directory}/{name}") is not None
         except OSError:

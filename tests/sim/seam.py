@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from spoolq import daemon, deliver, fsops, host, presence, recover, rerun, steer
+from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
 
@@ -83,7 +84,7 @@ class SimOs:
             machine = seam.machine
             if seam.kernel.me.dead:  # type: ignore[union-attr]
                 seam.kernel.sleep(0)
-            on_spool = first >= 1000 if by_fd else (rest[0] if name == "symlink" else first).startswith("/spool")
+            on_spool = first >= FIRST_FD if by_fd else (rest[0] if name == "symlink" else first).startswith("/spool")
             return getattr(machine.client if on_spool else machine.disk, name)(first, *rest, **options)
 
         setattr(self, name, call)
