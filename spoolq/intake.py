@@ -29,6 +29,7 @@ from spoolq.spool import Spool
 log = logging.getLogger("spoolq")
 
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
+LOOK_S = 60.0  # between looks into admit/ that nothing asked for
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
 _NO_FILE = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a read: it will never be a job
@@ -90,6 +91,7 @@ class Intake:
         self._tags = 0
         self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
         self._spare: list[int] = []  # homes of admissions that failed
+        self._look_at = 0.0  # a rename that failed may still be carried out by the server, and bring a file there
         self.unfinished = True  # look into admit/ at the first step: an earlier daemon may have died
 
     def step(self, now: float) -> int:
@@ -100,8 +102,8 @@ class Intake:
             now: s, monotonic.
         """
         admitted = 0
-        if self.unfinished:
-            self.unfinished = False
+        if self.unfinished or now >= self._look_at:
+            self.unfinished, self._look_at = False, now + LOOK_S
             for name in sorted(fsops.names(self._admit())):
                 admitted += self._admit_one(name)
         present = fsops.names(f"{self.spool.root}/drop")

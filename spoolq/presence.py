@@ -61,7 +61,9 @@ class Presence:
         if found and not self._stands_still(found, self._needed_s(found[1], ours)):
             return False
         # durable: after a power loss that took node.json too, nothing else would say that those were ours
-        fsops.publish(path, " ".join([*ours[-INSTANCES:], self.instance]).encode(), mode=0o600)
+        last = [found[1]] if found and found[1] in ours else []  # stays, however many daemons never come to beat
+        names = dict.fromkeys([*last, *ours[-INSTANCES:], self.instance])
+        fsops.publish(path, " ".join(names).encode(), mode=0o600)
         with contextlib.suppress(OSError):  # said of an earlier life, it is void anyway
             self.spool.mark_node(self.node, "dead", on=False)
         return True

@@ -646,7 +646,36 @@ def test_a_requeue_that_says_no_attempt_ends_one_attempt_and_no_more(world):
     assert [] == world.requests()
 
 
+def test_a_file_whose_admission_was_carried_out_late_becomes_a_job_without_a_restart(world, monkeypatch):
+    """Found by simulation: the rename fails, the file is still in drop/, and then the server does it."""
+    from spoolq import intake
+
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/admit/1~a.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\ntrue\n#SPOOLQ end\n")
+    world.turn(node)
+    assert [] == world.entries()
+    monkeypatch.setattr(intake, "LOOK_S", 0.0)
+    node.intake._look_at = 0.0
+    world.turn(node)
+    assert [1] == [job_id for _, job_id in world.entries()]
+
+
 # --- two machines of one name
+
+
+def test_the_daemon_that_beat_last_is_remembered_however_many_never_come_to_beat(world):
+    """Found by simulation: on a full spool each look of a waiting daemon was one more, until it knew none but itself."""
+    node = world.up()
+    for _ in range(30):
+        waiting = world.daemon()
+        for _ in range(30):
+            assert waiting.presence.arrive()
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        known = file.read().split()
+    assert node.presence.instance in known
+    assert len(known) == len(set(known)) < 30
 
 
 def test_which_daemons_were_of_this_machine_is_known_after_a_power_loss(world):
