@@ -127,7 +127,7 @@ class Mount:
             result, error = act(), None
         except OSError as problem:
             result, error = None, problem
-        if what == "dup" and kind != "link":
+        if what == "dup" and kind not in ("link", "create", "symlink"):  # a temporary name would come back
             kernel.at(kernel.now + delay, later)
         elif what in ("lost", "lost_nocache"):
             kernel.sleep(self.chance.choice(RETRANS_S) + (delay if what == "lost_nocache" else 0.0))
@@ -194,14 +194,14 @@ class Mount:
             raise oserror(errno.ENOTDIR, path)
         return at, parts[-1], where
 
-    def _changed(self, before: int, directory: Inode, names: dict[str, Inode | None]) -> None:
+    def _changed(self, before: int, after: int, directory: Inode, names: dict[str, Inode | None]) -> None:
         """Our own change of a directory: it is known, and so is that nobody else changed it."""
         known = self.dirs.get(directory.ino)
         if known is None:
             return
         if known.change != before:
             known.names.clear()
-        known.change = directory.change
+        known.change = after
         known.names.update(names)
 
     def _forget(self, directory: Inode, name: str) -> None:

@@ -234,8 +234,10 @@ class World:
         for group in done.entries.values() if done else ():
             for name in group.entries:
                 if "~cancelled" not in name and "~nodefail" not in name:
-                    home = f"jobs/{int(name.split('.')[1]) // 1000}/{name.split('.')[1]}"
-                    found += [] if self.server.walk(f"{home}/result.json") else [f"{home}/result.json"]
+                    _, job_id, _, attempt = name.partition("~")[0].split(".")
+                    home = f"jobs/{int(job_id) // 1000}/{job_id}"
+                    there = self.server.walk(f"{home}/result.json") or self.server.walk(f"{home}/result.{attempt}.json")
+                    found += [] if there else [f"{home}/result.json"]
         return sorted(found)
 
     def _rest(self) -> None:
