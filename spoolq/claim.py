@@ -159,6 +159,8 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if ready.problem:  # the spool may have been away when its home was read; it is there now
+            ready = daemon.launcher.prepare(at.entry)
         launch(daemon, claimed, ready, began)
     return answer
 

@@ -48,7 +48,7 @@ def node(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.WARNING if given.has("quiet") else logging.INFO, format="spoolq: %(message)s", stream=sys.stderr
     )
-    patience.endure()  # a mount that hangs is waited out: nothing else here may end the daemon
+    care = patience.watch.care = service.Serving()
     found = where.find(given.last("spool"), make=True)
     name = given.last("name") or found.setting("node.name") or host.node_name()
     if not NODE_NAME.fullmatch(name):
@@ -72,7 +72,7 @@ def node(argv: Sequence[str]) -> int:
 
     def stop() -> None:
         service.notify("STOPPING=1")
-        daemon.stopping = True
+        daemon.stopping = care.stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         wake.on_signal(number, stop)

@@ -215,18 +215,20 @@ class Mount:
         cached = known.names.get(name)
         if cached is not None and cached.nlink:
             raise oserror(errno.EEXIST, path)
-        before = [0]
+        seen = [0, 0]
 
         def act() -> Inode:
-            before[0] = directory.change
-            return self.server.make(self.name, kind, directory, name, where, text)
+            before = directory.change
+            node = self.server.make(self.name, kind, directory, name, where, text)
+            seen[:] = before, directory.change
+            return node
 
         try:
             node: Inode = self.rpc(what, act, path)
         except OSError:
             self._forget(directory, name)
             raise
-        self._changed(before[0], directory, {name: node})
+        self._changed(*seen, directory, {name: node})
         return node
 
     def _file(self, path: str) -> Inode:
