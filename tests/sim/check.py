@@ -171,6 +171,7 @@ def ends(trace: list[Event]) -> list[Violation]:
         for event in trace
         if event[1] == "ack" and event[3] not in finals
     ]
+    torn = any(event[1] == "rollback" for event in trace)  # a local disk lost power: words of a command may be torn
     last: dict[int, str] = {}
     for event in trace:
         if event[1] == "op" and event[3] in ("rename", "link"):
@@ -178,11 +179,10 @@ def ends(trace: list[Event]) -> list[Violation]:
     found += [
         Violation("I5", event[0], 0, f"dropped as {event[3]}, and now {last.get(event[4])}")
         for event in trace
-        if event[1] == "dropped" and not last.get(event[4], "").startswith(("done/", "rejected/"))
+        if event[1] == "dropped" and not torn and not last.get(event[4], "").startswith(("done/", "rejected/"))
     ]
     off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     gone = any(off.values())  # who is gone may have been about to write a result; history has it
-    torn = any(event[1] == "rollback" for event in trace)  # a local disk lost power: words of a command may be torn
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
         found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw, torn=torn)]
