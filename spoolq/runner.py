@@ -237,7 +237,8 @@ class Runner:
         run = self.by_pid.get(record["pid"])
         if run is not None and run.earliest <= record["born"] <= run.latest:
             usage = tuple(record["usage"])
-            self.finish(run, End(record["code"], record["signal"], usage, record["comm"], record["at"]))
+            if not run.unsure:  # else `adopted` sees its end, and knows no more
+                self.finish(run, End(record["code"], record["signal"], usage, record["comm"], record["at"]))
 
     def finish(self, run: Run, end: End) -> None:
         """A job's first process has ended; if it never started its pid is 0."""
