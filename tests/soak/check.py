@@ -249,8 +249,9 @@ class Judge:
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
 
     def failed(self, job: int, attempt: int) -> bool:
-        """Whether an attempt ended as a failure, by what was written of it."""
-        return any(
+        """Whether an attempt ended as a failure, by what was written of it, or by its own word."""
+        lines = self.by_run.get((job, attempt), [])
+        return any(line.kind == "end" and (line.code or line.signal) for line in lines) or any(
             record["id"] == job and record["attempt"] == attempt and record["state"] in ("FAILED", "TIMEOUT")
             for record in self.world.history
         )
@@ -350,10 +351,12 @@ class Judge:
         for told in self.world.told:
             job = job_of.get(told.token)
             result = self.world.results.get(job or 0)
+            if told.code == TRY_AGAIN:
+                continue
             if job is None or result is None:
                 self.say("lost", job, f"`run` of {told.token} ended with {told.code}, and there is no result")
                 continue
-            if self.asked[job] or result["attempt"] > 1 or told.code == TRY_AGAIN:
+            if self.asked[job] or result["attempt"] > 1:
                 continue
             wanted = {"TIMEOUT": 124, "CANCELLED": 130, "NODE_FAIL": 1}.get(result["state"], result["exit_code"])
             wanted = 128 + result["signal"] if wanted is None else wanted

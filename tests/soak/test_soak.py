@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.soak import gather
-from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Verdict, World, check
+from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Told, Verdict, World, check
 from tests.soak.drive import Options, soak
 from tests.soak.node import containment
 
@@ -154,6 +154,8 @@ def test_a_failure_is_tried_again_as_often_as_its_user_said():
     truth = [start(), end(), start(15.0, 2), end(17.0, 2)]
     seen = {"truth": truth, "outputs": {7: Output(10, "s")}, "history": [result()]}
     assert [] == kinds(twice("N", **seen | {"plans": plans}))
+    well = [start(), end(code=0), *truth[2:]]
+    assert "duplicated" in kinds(twice("N", **seen | {"plans": plans, "truth": well, "history": []}))
     assert ["duplicated"] == kinds(twice("N", **seen))
 
 
@@ -244,6 +246,14 @@ def test_a_line_of_history_about_an_earlier_attempt_must_be_true_too():
     seen = {"truth": truth, "asked": asked, "outputs": {7: Output(10, "s")}}
     assert [] == kinds(twice(**seen, history=[result()]))
     assert ["untrue"] == kinds(twice(**seen, history=[result(exit_code=5)]))
+
+
+def test_who_waited_was_told_the_same():
+    assert [] == kinds(world(told=[Told(TOKEN, 3, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 0, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 3, "x", 13.0)]))
+    assert ["lost"] == kinds(world(told=[Told("soak-1-2", 3, "s", 13.0)]))
+    assert [] == kinds(world(told=[Told("soak-1-2", 75, "", 13.0)]))
 
 
 # --- the rest
