@@ -47,7 +47,7 @@ class Runner:
         self.sampled: dict[Key, Run] = {}
         self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = self.soon_at = NEVER
         self.idle_since, self.spent_s, self.most_s = time.monotonic(), 0.0, 0.0
-        self.over = False
+        self.over = self.leaving = False
         self._die = os.environ.get("SPOOLQ_TEST_DIE", "")
         self.poll = select.poll()
         self.adopted = Adopted(self)
@@ -135,6 +135,8 @@ class Runner:
         if now >= self.sweep_at:
             again = self.enforcer.sweep(now, self.by_pid.values())
             self.sweep_at = now + SWEEP_S if again else NEVER
+            if self.leaving and not (again or self.runs):
+                self.end()
         if self.fence != NEVER and process.boottime() > self.fence:
             for run in self.fenced():
                 self.happen(run, Event.FENCE, "this node could not reach the spool; the job may run elsewhere")

@@ -561,6 +561,18 @@ def test_stop_ends_the_family_only_when_nothing_is_left(node):
     wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
 
 
+def test_what_a_job_left_behind_does_not_outlive_a_family_that_is_told_to_stop(node):
+    """Found by the soak: told within LINGER_S, it left the daemon of its last job to nobody."""
+    pids = node.whole()
+    node.start(1, f"setsid sleep 600 & echo $! > {node.made}/left; exit 0")
+    node.ended(1)
+    node.family.send({"op": "forget", "jobs": [[1, 1]]})
+    node.family.send({"op": "stop"})
+    node.family.close()
+    wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
+    assert gone(int(contents(f"{node.made}/left")))
+
+
 def test_a_family_without_daemon_and_jobs_ends_and_keeps_results():
     node = Node(idle_s=0.3)
     node.start(1, "exit 3")
