@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLACK_S = 20.0  # what a fault leaves behind may show so long after it
-TRY_AGAIN = 75
+REFUSED = (2, 75, 78)  # exit codes of a command that made no job
 LAST_S = 1.0  # from the last word of a job to its end, as its parent sees it
 FAMILY = 3  # processes of a node family: so many killed and nobody saw how a job ended
 SPOOL_FAULTS = frozenset(["full", "readonly", "away", "partition"])
@@ -317,6 +317,9 @@ class Judge:
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":
             died = any(fault.kind in DEATHS for fault in faults)
+            fenced = reason.startswith("lost: this node") and plan is not None and plan.rule == "Y"
+            if fenced and faults:
+                return True
             killed = sum(fault.killed for fault in faults)  # with a full disk the runner alone knew
             return died or killed >= FAMILY or (killed > 0 and any(fault.kind == "disk" for fault in faults))
         if reason.startswith("output"):
@@ -351,7 +354,7 @@ class Judge:
         for told in self.world.told:
             job = job_of.get(told.token)
             result = self.world.results.get(job or 0)
-            if told.code == TRY_AGAIN:
+            if told.code in REFUSED and (job is None or told.code == REFUSED[1]):
                 continue
             if job is None or result is None:
                 self.say("lost", job, f"`run` of {told.token} ended with {told.code}, and there is no result")
