@@ -8,11 +8,12 @@ not here any more follows it, back into the queue or to another node, or is drop
 Invariant: requests about one job take effect in the order of their names; a bad one stops no other.
 """
 
+import contextlib
 import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, home, host
+from spoolq import deliver, home, host, ship
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import NotFound, SpoolqError
@@ -155,7 +156,11 @@ def sync_followed(daemon: "Daemon", now: float) -> None:
     """Sync outputs that somebody follows: on NFS, unsynced ones reach other machines about 30 s late."""
     for live in daemon.live.values():
         if now < live.followed_until:
-            home.sync_outputs(daemon.spool.root, live.at.entry.id)
+            if live.job and live.job.output_mode == "local":
+                with contextlib.suppress(OSError):  # all of it is shipped when the job ends
+                    ship.increment(daemon.state_dir, live.at)
+            else:
+                home.sync_outputs(daemon.spool.root, live.at.entry.id)
 
 
 def changes_of(entry: Entry, request: Request) -> dict[str, Any]:

@@ -57,14 +57,20 @@ def names(directory: str, *, lasting: bool = False) -> list[str]:
     return []
 
 
-def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
-    """Whether a name is there now, by listing; None if that cannot be told. `lasting` as for `names`."""
+def present(directory: str, name: str) -> bool | None:
+    """
+    Whether a name is there now, by listing; None if that cannot be told.
+
+    In a directory that is gone it is not, if the directory above says so: when that is gone too, the
+    spool is not mounted any more, and everything may come back.
+    """
     try:
         for _ in range(TRIES):
             try:
                 return name in os.listdir(directory)
             except FileNotFoundError:
-                return None if lasting else False
+                above, own = os.path.split(directory)
+                return None if own in os.listdir(above) else False  # here again: made anew meanwhile, or mounted
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
@@ -73,7 +79,7 @@ def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
     return None
 
 
-def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False) -> Answer:
+def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     """
     Rename to a name that never existed before, and find out the truth.
 
@@ -84,7 +90,6 @@ def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False)
     Args:
         tries: 1 for a source whose name may come back, like a file in drop/: then a source that is
             still there is LOST, and the caller tries again with another target.
-        lasting: see `settle`.
 
     Raises:
         OSError: the server refused (EACCES, ENOSPC, EROFS, EXDEV, ...): certainly not done.
@@ -96,25 +101,19 @@ def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False)
         except OSError as error:
             if error.errno not in _DOUBTFUL:
                 raise
-        answer = settle(source, target, lasting=lasting)
+        answer = settle(source, target)
         if answer is not None:
             return answer
         if attempt == 0:
-            with contextlib.suppress(FileExistsError):
-                os.makedirs(os.path.dirname(target))
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.mkdir(os.path.dirname(target))  # and nothing above it: not mounted, that would be a wrong place
     return Answer.LOST if tries == 1 else Answer.UNKNOWN
 
 
-def settle(source: str, target: str, *, lasting: bool = False) -> Answer | None:
-    """
-    What became of a doubtful rename; None if the source is still there, so that it may be repeated.
-
-    Args:
-        lasting: the source's directory is never removed: without it nothing can be told, since where
-            nothing is mounted everything is absent.
-    """
+def settle(source: str, target: str) -> Answer | None:
+    """What became of a doubtful rename; None if the source is still there, so that it may be repeated."""
     # the source first: looked at second, an own rename carried out between the looks would seem lost
-    left = present(*os.path.split(source), lasting=lasting)
+    left = present(*os.path.split(source))
     if left:
         return None
     arrived = present(*os.path.split(target))
@@ -155,16 +154,46 @@ def publish(path: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> 
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".t.{os.getpid()}.{next(_counter)}.{name[:64]}")
     create(temporary, data, mode=mode, sync=sync)
+    put(temporary, path)
+    if sync:
+        sync_directory(directory)
+
+
+def put(temporary: str, path: str) -> None:
+    """Rename a private file to its public name, replacing what has it; the private file is removed if that fails."""
     try:
         os.rename(temporary, path)
     except OSError as error:
         # no other process has this temporary name: if it is gone, the rename happened
-        if error.errno not in _DOUBTFUL or present(directory, os.path.basename(temporary)) is not False:
+        if error.errno not in _DOUBTFUL or present(*os.path.split(temporary)) is not False:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-    if sync:
-        sync_directory(directory)
+
+
+def copy(source: str, fd: int, *, start: int = 0, most: int | None = None) -> int:
+    """
+    Write what a file holds from `start` on, at most `most` bytes, where a descriptor stands.
+
+    Returns:
+        The number of bytes; 0 if there is no such file.
+    """
+    try:
+        reading = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except FileNotFoundError:
+        return 0
+    done = 0
+    try:
+        os.lseek(reading, start, os.SEEK_SET)
+        while most is None or done < most:
+            part = os.read(reading, PIECE if most is None else min(PIECE, most - done))
+            if not part:
+                break
+            _write_all(fd, part)
+            done += len(part)
+    finally:
+        os.close(reading)
+    return done
 
 
 def append(path: str, data: bytes, *, sync: bool = True) -> None:
@@ -269,6 +298,12 @@ def drop(path: str) -> None:
         os.unlink(path)
 
 
+def discard(path: str) -> None:
+    """Remove a private file if that can be done now."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
 def sync_directory(path: str) -> None:
     """Make the names of a directory durable: needed on local disks, one GETATTR on NFS."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -314,6 +349,23 @@ def size_of(fd: int) -> int:
 def close(fd: int) -> None:
     """Close a descriptor that `open_output` or `open_directory` gave."""
     os.close(fd)
+
+
+def open_private(path: str) -> int:
+    """A descriptor of a new, empty private file; what an interrupted try left under that name is gone."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def open_at(path: str, at: int | None) -> int:
+    """A descriptor that writes to an existing file, from an offset on, or at its end if None."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | (os.O_APPEND if at is None else 0))
+    os.lseek(fd, at or 0, os.SEEK_SET)
+    return fd
+
+
+def regular(fd: int) -> bool:
+    """Whether an open file is a regular one: no device, FIFO or terminal."""
+    return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
 def open_output(path: str, *, append_to: bool = False) -> int:

@@ -59,7 +59,7 @@ def allocate(root: str, after: int | None = None) -> int:
             # somebody else's: many submitters leapfrog better by looking again than by counting up
             job_id = max(job_id, highest(root)) + 1 if job_id % 8 == 0 else job_id + 1
         except FileNotFoundError:
-            fsops.make_directories(f"{root}/jobs/{job_id // HOMES}")
+            fsops.make_directory(f"{root}/jobs/{job_id // HOMES}")  # and never jobs/: not mounted, it is missing too
 
 
 def fill(

@@ -31,8 +31,8 @@ log = logging.getLogger("spoolq")
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
-_NO_FILE = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a read: it will never be a job
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
+_NO_JOBS = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a file that will never be one
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
 _PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
 _MAX_QUOTED = 180
@@ -101,8 +101,10 @@ class Intake:
         """
         admitted = 0
         if self.unfinished:
+            names = sorted(fsops.names(self._admit()))
+            self.spool.check_same()  # where it is not mounted, nothing lies there
             self.unfinished = False
-            for name in sorted(fsops.names(self._admit())):
+            for name in names:
                 admitted += self._admit_one(name)
         present = fsops.names(f"{self.spool.root}/drop")
         self._seen = {name: seen for name, seen in self._seen.items() if name in present}
@@ -234,12 +236,12 @@ class Intake:
         """The job in a file; JobFileError or UsageError with a message for a person."""
         facts = fsops.look(path)
         if facts is None:
-            raise JobFileError("is gone", file=name)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # or the spool is
         try:
             data = fsops.read(path, home.SCRIPT_LIMIT)
         except OSError as error:
-            if error.errno not in _NO_FILE:  # the spool does not answer: that says nothing about the file
-                raise
+            if error.errno not in _NO_JOBS:
+                raise  # the spool's fault, not the file's
             raise JobFileError(f"{error.strerror}: a job must be a regular file up to 1 MB", file=name) from error
         if not data:
             raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)

@@ -88,8 +88,6 @@ class Watch:
         signals = sys.modules["_signal"]
         signals.pthread_sigmask(signals.SIG_BLOCK, _DEADLY)
         patience_s = _patience()
-        if patience_s <= 0:
-            return
         pause_s = min(LOOK_S, patience_s / 2)
         looks, slept, said = (
             0,
@@ -132,7 +130,7 @@ def _patience() -> float:
         seconds = float(os.environ.get(VARIABLE) or PATIENCE_S)
     except ValueError:
         return PATIENCE_S
-    return seconds if 0 <= seconds < 1e9 else 0.0
+    return seconds if seconds > 0 else float("inf")
 
 
 def look(thread: int) -> tuple[bool, int, int]:

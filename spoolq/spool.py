@@ -2,12 +2,13 @@
 The spool: alone knows the directory layout and the rename protocol.
 
 One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and
-directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever
-used twice, and contended transitions go to a directory that only the mover writes
-(`running/<me>`, `reaping/<me>`). Whoever the entry belongs to afterwards is told by `move` alone.
+directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and
+contended transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`). Whoever the entry
+belongs to afterwards is told by `move` alone.
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -87,6 +88,8 @@ class Spool:
         try:
             data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
         except OSError as error:
+            if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH):
+                raise TryAgain(f"{self.root}: {error.strerror}: no answer, or lost by its server") from error
             raise Misconfigured(f"{self.root}: not a spool: spool.toml: {error.strerror}") from error
         if data is None:
             raise Misconfigured(f"{self.root}: not a spool (no spool.toml): not mounted, or run `spoolq init` first")
@@ -202,7 +205,7 @@ class Spool:
         top = "held" if entry.held else "queue"
         target = Placed(place_of(top, entry), entry)
         private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
-        answer = fsops.move(private, f"{self.root}/{target.path}", lasting=True)
+        answer = fsops.move(private, f"{self.root}/{target.path}")
         # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
@@ -216,16 +219,18 @@ class Spool:
             path: relative to the spool, in this node's admit directory, a name that never comes back.
         """
         target = Placed(place_of("held" if entry.held else "queue", entry), entry)
-        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}", lasting=True), target
+        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
 
     def committed(self, places: Iterable[Placed]) -> None:
-        """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
-        for place in {placed.place for placed in places}:
-            try:
-                fsops.sync_directory(f"{self.root}/{place}")
-            except FileNotFoundError:
-                continue  # emptied by nodes and swept: further along than durable
+        """Make submissions durable and wake the nodes of this machine."""
+        self.make_durable(places)
         fsops.ring(f"{self.root}/queue")
+
+    def make_durable(self, places: Iterable[Placed]) -> None:
+        """Let the names of entries survive a power loss of the server, which may be this machine."""
+        for place in {placed.place for placed in places}:
+            with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
+                fsops.sync_directory(f"{self.root}/{place}")
 
     # --- transitions: one rename each
 
@@ -240,11 +245,11 @@ class Spool:
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
         entry = fitting(entry)
         target = Placed(place_of(top, entry, node), entry)
-        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node)), target
+        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
 
     def settle(self, at: Placed, target: Placed) -> Answer | None:
         """Ask again what became of an UNKNOWN transfer; None if it did not happen and may be repeated."""
-        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node))
+        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}")
 
     def claim(self, at: Placed, node: str) -> tuple[Answer, Placed]:
         """queue -> running/<node>."""
@@ -293,9 +298,9 @@ class Spool:
         return sorted(filter(NODE_NAME.fullmatch, fsops.names(f"{self.root}/nodes")))
 
     def enter_node(self, node: str) -> None:
-        """Make what a node needs."""
-        for path in (f"nodes/{node}/control", f"nodes/{node}/admit", f"running/{node}", f"reaping/{node}"):
-            fsops.make_directories(f"{self.root}/{path}")
+        """Make what a node needs, one level at a time: nothing where the spool is not mounted."""
+        for path in ("nodes/{}", "nodes/{}/control", "nodes/{}/admit", "running/{}", "reaping/{}"):
+            fsops.make_directory(f"{self.root}/{path.format(node)}")
 
     def write_node(self, node: str, facts: dict[str, Any]) -> None:
         """Publish node.json."""
@@ -383,8 +388,7 @@ class Spool:
 
 
 def _named(name: str) -> dict[str, Any]:
-    # `touch nodes/n1/control/me.42.kill`
-    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]
+    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]  # of `touch nodes/n1/control/me.42.kill`
     return {"verb": verb, "id": int(job_id)} if verb in BY_NAME and re.fullmatch("[0-9]{1,18}", job_id) else {}
 
 

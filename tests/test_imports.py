@@ -53,6 +53,7 @@ TOUCH_THE_SPOOL = frozenset(
         "presence",
         "recover",
         "rerun",
+        "ship",
         "show",
         "spool",
         "steer",

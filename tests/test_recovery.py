@@ -540,6 +540,17 @@ def test_a_bad_result_does_not_stop_a_node_after_a_reboot(world, text):
     finished(world, 2)
 
 
+def test_a_result_that_nobody_was_left_to_write_is_written_after_a_reboot(world):
+    """Found by simulation: committed, then the power fails before result.json, and the runner forgets with it."""
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    os.unlink(f"{home.path_of(world.root, 1)}/result.json")
+    world.reboot()
+    world.serve()
+    assert b'"COMPLETED"' in home.read_result(world.root, 1)
+
+
 def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch):
     world.runner.ends = True
     world.submit(6)
@@ -812,3 +823,39 @@ def test_claims_on_record_stay_while_the_spool_is_away(world, monkeypatch):
     node.part("ghosts", recover.look_for_ghosts, node)
     back(world)
     assert name in node.claims
+
+
+# --- what was found by rigs
+
+
+def test_a_mount_that_goes_away_before_the_outputs_are_opened_fails_no_job(world, monkeypatch):
+    """Found by soak: the claim was won, and then nothing was mounted there."""
+    world.submit()
+    node = world.up()
+    away = f"{world.root}.away"
+
+    def vanish(*_):
+        os.rename(world.root, away)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "stdout")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.launcher, "open_outputs", vanish)
+        world.turn(node)
+    os.rename(away, world.root)
+    assert "done" != world.at(1).top
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_the_claim_of_a_job_that_may_never_run_twice_is_durable_before_it_starts(world, monkeypatch):
+    """Found by simulation: a spool on the node's own disk, and a power loss soon after the claim."""
+    world.submit(rerun="never")
+    world.submit(rerun="certain")
+    node = world.up()
+    said, real = [], fsops.sync_directory
+    monkeypatch.setattr(fsops, "sync_directory", lambda path: (said.append(path), real(path)))
+    monkeypatch.setattr(node.family, "send", lambda message, *_: said.append(message.get("id")))
+    world.turn(node, "queue")
+    assert said.index(f"{world.root}/running/n1") < said.index(1)
+    assert 1 == said.count(f"{world.root}/running/n1")

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -110,6 +111,7 @@ class Rig:
 
     def __init__(self, top: str, *, jobs: int, keep: bool = False, execute: bool = False) -> None:
         self.top, self.jobs, self.keep, self.execute, self.number = top, jobs, keep, execute, 0
+        self.until = float("inf")
         self.templates: dict[str, str] = {}
 
     def template(self, scene: Scene) -> str:
@@ -135,11 +137,11 @@ class Rig:
                 raise SystemExit(f"scene {scene.name} could not be prepared")
         return self.templates[key]
 
-    def run(self, cases: Sequence[tuple[Scene, Point | None]], until: float = float("inf")) -> Iterator[Result]:
-        """Results in the order in which they come; none is begun after `until` (time.monotonic)."""
+    def run(self, cases: Sequence[tuple[Scene, Point | None]]) -> Iterator[Result]:
+        """Results in the order in which they come; none is begun after the attribute `until` (time.monotonic)."""
         todo, running = list(reversed(cases)), dict[int, tuple[Point | None, str]]()
         while todo or running:
-            while todo and len(running) < self.jobs and time.monotonic() < until:
+            while todo and len(running) < self.jobs and time.monotonic() < self.until:
                 scene, point = todo.pop()
                 template, base = self.template(scene), f"{self.top}/{self.number}"
                 self.number += 1
@@ -147,7 +149,7 @@ class Rig:
                 running[fork_case(scene, point, base, template, execute=self.execute)] = (point, base)
             if not running:
                 return
-            pid, _ = os.waitpid(-1, 0)
+            pid, _ = os.waitpid(-1, 0)  # PEP 475: also after a signal
             if pid in running:
                 point, base = running.pop(pid)
                 result = read_case(point, base)
@@ -183,11 +185,25 @@ def sample(calls: Sequence[Call], seed: int, *, most: int = 0) -> list[Point]:
     return points[: most or None]
 
 
-def every(calls: Sequence[Call]) -> list[Point]:
-    """All points: deaths first, then errors of calls that change something, then the rest."""
+def every(calls: Sequence[Call], seed: int = 0) -> list[Point]:
+    """
+    All points, so ordered that a run that is cut short has seen the most.
+
+    First a death and an error at each kind of call, then what is left at calls that change something, then the rest:
+    a death before a call that only looks leaves what a death after the last change leaves.
+    """
+    dice = random.Random(seed)
     points = [Point(call, fault) for call in calls for fault in call.faults()]
-    looks = tracer.LOOKS
-    return sorted(points, key=lambda p: (p.fault not in tracer.DEATHS, p.call.name in looks))
+    dice.shuffle(points)
+    seen: set[tuple[str, bool]] = set()
+    ranks = []
+    for point in points:
+        death, looks = point.fault in tracer.DEATHS, point.call.name in tracer.LOOKS
+        kind = (point.call.kind, death)
+        ranks.append((kind in seen or (death and looks), looks, death and looks))
+        seen.add(kind)
+    order = sorted(range(len(points)), key=lambda number: ranks[number])
+    return [points[number] for number in order]
 
 
 class Tally:
@@ -235,6 +251,25 @@ class Tally:
         return "\n".join(lines)
 
 
+def read_log(path: str | None) -> dict[str, Result]:
+    """What was explored earlier, by point."""
+    found: dict[str, Result] = {}
+    if path and os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                text, reached, violations, seconds = json.loads(line)
+                found[text] = Result(Point.parse(text), reached, [(kind, what) for kind, what in violations])
+                found[text].seconds = seconds
+    return found
+
+
+def append_log(path: str | None, result: Result) -> None:
+    """One line a result."""
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps([str(result.point), result.reached, result.found, result.seconds]) + "\n")
+
+
 @contextlib.contextmanager
 def directory(on: str, *, keep: bool = False) -> Iterator[str]:
     """A short one, on a file system of this kind."""
@@ -269,6 +304,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--point", action="append", default=[], help="this one only, as printed; may be repeated")
     parser.add_argument("--part", default="1/1", help="k/n: every n-th point from the k-th, to split a run")
     parser.add_argument("--faults", default=",".join(FAULTS), help="only these")
+    parser.add_argument("--log", help="a file of what was explored; what is in it already is not explored again")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no case after this time")
     parser.add_argument("--list", action="store_true", help="print the points, play none")
     parser.add_argument("--exec", action="store_true", help="start each program from nothing, not from a fork: slower")
@@ -291,16 +327,24 @@ def main() -> int:
             points = [Point.parse(text) for text in given.point]
         else:
             calls = [c for c in rig.calls(list(dict.fromkeys(ROLES[role] for role in roles))) if c.role in roles]
-            points = sample(calls, given.seed) if given.quick else every(calls)
+            points = sample(calls, given.seed) if given.quick else every(calls, given.seed)
             first, _, step = given.part.partition("/")
             points = [point for point in points if point.fault in given.faults.split(",")][int(first) - 1 :: int(step)]
             print(f"{len(calls)} calls, {len({c.kind for c in calls})} kinds, {len(points)} points", flush=True)
+        earlier = read_log(given.log)
+        points = [point for point in points if str(point) not in earlier]
+        for result in earlier.values():
+            tally.add(result)
         if given.list:
             print("\n".join(str(point) for point in points))
             return 0
         cases = [(SCENES[ROLES[point.call.role]], point) for point in points]
-        for number, result in enumerate(rig.run(cases, began + given.minutes * 60), 1):
+        rig.until = began + given.minutes * 60
+        signal.signal(signal.SIGINT, lambda *_: setattr(rig, "until", 0.0))  # those that run come to their end
+        missing = len(points)
+        for number, result in enumerate(rig.run(cases), 1):
             tally.add(result)
+            append_log(given.log, result)
             if result.found:
                 print(f"violation at {result.point}: {result.found[0][1][:300]}", flush=True)
             if number % 200 == 0:

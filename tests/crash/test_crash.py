@@ -23,7 +23,7 @@ from tests.crash.tracer import Point
 WHY_NOT = tracer.unavailable()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"NOTHING WAS KILLED: {WHY_NOT}")
 TODAY = int(time.time() // 86400)
-SAMPLES = {"daemon": 24, "runner": 12, "watcher": 10, "submitter": 16, "user": 14}
+SAMPLES = {"daemon": 40, "runner": 20, "watcher": 16, "submitter": 26, "user": 22}
 
 # points at which something went wrong once
 ONCE = (

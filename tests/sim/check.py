@@ -63,9 +63,14 @@ def executions(trace: list[Event]) -> list[Violation]:
     disasters: dict[str, float] = {}
     stopped: dict[str, float] = {}  # runners that could not fence: suspended, or killed with all their family
     capacity: dict[str, float] = {}
-    fence_s = 0.0
+    fence_s, ops = 0.0, []
     for event in trace:
         kind = event[1]
+        if kind == "op":
+            ops.append(event)
+        elif kind == "rollback":
+            undone, ops = ops[len(ops) - event[2] :], ops[: len(ops) - event[2]]
+            _forgive(undone, jobs)
         if kind == "policy":
             fence_s = event[2]["fence_s"]
         elif kind == "node":
@@ -100,6 +105,14 @@ def executions(trace: list[Event]) -> list[Violation]:
                 failed = event[5]["code"] != 0 and event[5]["reason"] in ("", "timeout")
                 job.excuses += failed and event[4] <= job.retries
     return found
+
+
+def _forgive(undone: list[Event], jobs: dict[int, _Job]) -> None:
+    """A local disk lost the claim together with its power: that attempt starts again, in the place of the first."""
+    for op in undone:
+        token = token_of(op[5]) if op[3] == "rename" and op[4].startswith("queue/") else None
+        if token and token.id in jobs and jobs[token.id].starts.get(token.attempt):
+            jobs[token.id].starts[token.attempt] -= 1
 
 
 def _start(event: Event, job: _Job, disasters: dict[str, float], stopped: dict[str, float]) -> list[Violation]:

@@ -137,6 +137,7 @@ class World:
             if fault.what in faults.AT_TIME:
                 kernel.at(fault.at, lambda fault=fault: self.strike(fault))  # type: ignore[misc]
                 lasts = 0.0 if fault.what in ("clock_jump", "gone") else fault.delay
+                lasts += 20.0 * (fault.what == "outage")
                 over_s = max(over_s, fault.at + lasts)
             else:
                 over_s = max(over_s, shape.busy_s + fault.delay)
@@ -180,6 +181,8 @@ class World:
             machine.freeze(fault.delay, whole=what == "suspend_machine")
         elif what == "partition":
             machine.client.blocked_until = max(machine.client.blocked_until, now + fault.delay)
+        elif what == "outage":
+            machine.client.soft_until = max(machine.client.soft_until, now + fault.delay)
         elif what == "server_down":
             for each in self.machines.values():
                 each.client.blocked_until = max(each.client.blocked_until, now + fault.delay)
