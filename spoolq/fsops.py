@@ -34,9 +34,11 @@ class Answer(Enum):
     UNKNOWN = "unknown"  # neither act nor give up: ask again
 
 
-def names(directory: str) -> list[str]:
+def names(directory: str, *, lasting: bool = False) -> list[str]:
     """
     The names in a directory, read from the server now; an absent directory, or a file in its place, has none.
+
+    A `lasting` directory is never removed: without it, and FileNotFoundError, the spool is not mounted now.
 
     Opened by path each time: measured on NFS v3 and v4.2 with default mounts that is fresh within
     0.2 s, while a kept descriptor or a stat is up to 60 s old. `.nfs*` and other dot files, which
@@ -46,6 +48,8 @@ def names(directory: str) -> list[str]:
         try:
             return [name for name in os.listdir(directory) if name[0] != "."]
         except (FileNotFoundError, NotADirectoryError):
+            if lasting:
+                raise
             return []
         except OSError as error:
             if error.errno != errno.ESTALE or attempt == TRIES - 1:
@@ -53,14 +57,14 @@ def names(directory: str) -> list[str]:
     return []
 
 
-def present(directory: str, name: str) -> bool | None:
-    """Whether a name is there now, by listing; None if that cannot be told."""
+def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
+    """Whether a name is there now, by listing; None if that cannot be told. `lasting` as for `names`."""
     try:
         for _ in range(TRIES):
             try:
                 return name in os.listdir(directory)
             except FileNotFoundError:
-                return False
+                return None if lasting else False
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
@@ -69,7 +73,7 @@ def present(directory: str, name: str) -> bool | None:
     return None
 
 
-def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
+def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False) -> Answer:
     """
     Rename to a name that never existed before, and find out the truth.
 
@@ -80,6 +84,7 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     Args:
         tries: 1 for a source whose name may come back, like a file in drop/: then a source that is
             still there is LOST, and the caller tries again with another target.
+        lasting: see `settle`.
 
     Raises:
         OSError: the server refused (EACCES, ENOSPC, EROFS, EXDEV, ...): certainly not done.
@@ -91,7 +96,7 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
         except OSError as error:
             if error.errno not in _DOUBTFUL:
                 raise
-        answer = settle(source, target)
+        answer = settle(source, target, lasting=lasting)
         if answer is not None:
             return answer
         if attempt == 0:
@@ -100,10 +105,16 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     return Answer.LOST if tries == 1 else Answer.UNKNOWN
 
 
-def settle(source: str, target: str) -> Answer | None:
-    """What became of a doubtful rename; None if the source is still there, so that it may be repeated."""
+def settle(source: str, target: str, *, lasting: bool = False) -> Answer | None:
+    """
+    What became of a doubtful rename; None if the source is still there, so that it may be repeated.
+
+    Args:
+        lasting: the source's directory is never removed: without it nothing can be told, since where
+            nothing is mounted everything is absent.
+    """
     # the source first: looked at second, an own rename carried out between the looks would seem lost
-    left = present(*os.path.split(source))
+    left = present(*os.path.split(source), lasting=lasting)
     if left:
         return None
     arrived = present(*os.path.split(target))

@@ -9,6 +9,7 @@ Invariant: at every moment the file or its job exists, never two jobs (model: te
 beforehand, the obvious way, makes two jobs when a silent node's files are taken over).
 """
 
+import errno
 import logging
 import os
 import pwd
@@ -30,6 +31,7 @@ log = logging.getLogger("spoolq")
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
+_NO_FILE = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a read: it will never be a job
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
 _PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
@@ -236,6 +238,8 @@ class Intake:
         try:
             data = fsops.read(path, home.SCRIPT_LIMIT)
         except OSError as error:
+            if error.errno not in _NO_FILE:  # the spool does not answer: that says nothing about the file
+                raise
             raise JobFileError(f"{error.strerror}: a job must be a regular file up to 1 MB", file=name) from error
         if not data:
             raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)

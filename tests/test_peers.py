@@ -137,6 +137,19 @@ def test_a_node_that_beats_between_the_listing_and_the_look_keeps_its_jobs(site,
     assert ("running", None, 1) == site.where(1)
 
 
+def test_a_rename_of_a_lost_node_that_comes_late_is_found(site):
+    """A claim that the server carries out long after its node was found to have left nothing."""
+    site.node("n2")
+    n1 = site.node("n1")
+    site.pass_time(DEAD_S + 4 * BEAT_S, n1)
+    site.turn(n1)
+    n1.presence.draining = True
+    site.submit(rerun="yes")
+    site.spool.claim(site.at(1), "n2")
+    site.pass_time(40 * BEAT_S, n1)
+    assert [(1, 2)] == site.starts("n1")
+
+
 def test_an_end_that_the_lost_node_recorded_counts(site):
     n1, n2 = lost_node(site, rerun="yes")
     site.runners[f"{site.root}.n2"].end((1, 1), 7)
@@ -258,6 +271,18 @@ def test_a_retry_whose_node_is_gone_is_released_by_another(site):
     site.pass_time(31 * BEAT_S, n2)
     site.pass_time(31 * BEAT_S, n2)
     assert [(1, 2)] == site.starts("n2")
+
+
+def test_the_history_of_a_failed_attempt_is_written_when_the_spool_takes_it_again(site, monkeypatch):
+    """Found by soak: the spool was full when a job was queued again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(deliver, "write_attempt", refuse)
+        n1 = failing(site, 1, 3)
+        assert ("held", None, 2) == site.where(1)
+    site.pass_time(120.0, n1)
+    records = [r for name in site.spool.history_files() for r in history.parse(site.spool.read_history(name))]
+    assert [(1, 3)] == [(r["attempt"], r["exit_code"]) for r in records]
+    assert (1, 1) not in site.runners[f"{site.root}.n1"].jobs
 
 
 def test_a_daemon_that_dies_between_the_retry_and_its_history_line_leaves_it_to_the_next(site, monkeypatch):
