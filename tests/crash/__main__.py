@@ -61,7 +61,7 @@ def play(scene: Scene, point: Point | None, base: str, template: str, *, execute
     except Exception as problem:  # of the case, so that the others go on
         text = "".join(traceback.format_exception(problem)[-2:])
         with contextlib.suppress(Exception):
-            text += f"{stage.entries()} {stage.log('node.log')[-1500:]} {stage.log('family.log')[-1500:]}"
+            text += stage.tell()
         result.reached = True
         result.found.append(("unexpected", text))
     left = stage.close()

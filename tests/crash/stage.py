@@ -97,7 +97,7 @@ class Stage:
 
     def start(self, words: Sequence[str], files: Sequence[int]) -> Stub:
         """The same with other descriptors for 0, 1 and 2."""
-        return tracer.start(words, self.env, files, self.base, None if words[0] == sys.executable else program)
+        return tracer.start(words, self.env, files, self.base, program if words[0] == "spoolq" else None)
 
     def python(self, *words: str) -> list[str]:
         """The words of a command of spoolq: to be executed, or to be called in a fork of this process."""
@@ -230,6 +230,16 @@ class Stage:
                     if os.path.islink(f"{directory}/{name}"):
                         raise AssertionError(f"{directory}/{name}: a link to a directory")
         return found
+
+    def tell(self) -> str:
+        """Where everything is, for the message of a case that went wrong."""
+        places = {top: [f"{e.id}.{e.gen}.{e.attempt}" for e in entries] for top, entries in self.entries().items()}
+        alive = []
+        for pid in self.children():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+                alive.append(" ".join(file.read().split()[:4]))
+        files = sorted(os.listdir(self.base))
+        return f"{places}\n{alive}\n{files}\n{self.log('node.log')[-1500:]}{self.log('family.log')[-1500:]}"
 
     def entry(self, job_id: int) -> tuple[str, Any]:
         """Where a job is, and its entry; empty and None if it is nowhere (or just between two places)."""
