@@ -48,9 +48,13 @@ def sound(request: Request) -> bool:
 
 
 def wishes(daemon: "Daemon", node: str) -> dict[tuple[int, int], str]:
-    """(id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet."""
+    """
+    (id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet.
+
+    Attempt 0 stands for a request that says none, as an empty file does: see `Known.wish`.
+    """
     asked = [request for _, request in daemon.spool.requests(node) if sound(request)]
-    return {(r["id"], r["attempt"]): r["verb"] for r in asked if r["verb"] in ("kill", "requeue") and r.get("attempt")}
+    return {(r["id"], r.get("attempt") or 0): r["verb"] for r in asked if r["verb"] in ("kill", "requeue")}
 
 
 def obey(daemon: "Daemon") -> None:

@@ -34,9 +34,11 @@ class Answer(Enum):
     UNKNOWN = "unknown"  # neither act nor give up: ask again
 
 
-def names(directory: str) -> list[str]:
+def names(directory: str, *, lasting: bool = False) -> list[str]:
     """
     The names in a directory, read from the server now; an absent directory, or a file in its place, has none.
+
+    A `lasting` directory is never removed: without it, and FileNotFoundError, the spool is not mounted now.
 
     Opened by path each time: measured on NFS v3 and v4.2 with default mounts that is fresh within
     0.2 s, while a kept descriptor or a stat is up to 60 s old. `.nfs*` and other dot files, which
@@ -46,6 +48,8 @@ def names(directory: str) -> list[str]:
         try:
             return [name for name in os.listdir(directory) if name[0] != "."]
         except (FileNotFoundError, NotADirectoryError):
+            if lasting:
+                raise
             return []
         except OSError as error:
             if error.errno != errno.ESTALE or attempt == TRIES - 1:
@@ -53,12 +57,11 @@ def names(directory: str) -> list[str]:
     return []
 
 
-def present(directory: str, name: str) -> bool | None:
+def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
     """
     Whether a name is there now, by listing; None if that cannot be told.
 
-    In a directory that is gone it is not, if the directory above says so: when that is gone too, the
-    spool is not mounted any more, and everything may come back.
+    In a directory that is gone it is not; but if that is `lasting`, or the one above is gone too, nothing is mounted.
     """
     try:
         for _ in range(TRIES):
@@ -66,7 +69,7 @@ def present(directory: str, name: str) -> bool | None:
                 return name in os.listdir(directory)
             except FileNotFoundError:
                 above, own = os.path.split(directory)
-                return None if own in os.listdir(above) else False  # here again: made anew meanwhile, or mounted
+                return None if lasting or own in os.listdir(above) else False
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
@@ -75,7 +78,7 @@ def present(directory: str, name: str) -> bool | None:
     return None
 
 
-def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
+def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False) -> Answer:
     """
     Rename to a name that never existed before, and find out the truth.
 
@@ -86,6 +89,7 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     Args:
         tries: 1 for a source whose name may come back, like a file in drop/: then a source that is
             still there is LOST, and the caller tries again with another target.
+        lasting: see `settle`.
 
     Raises:
         OSError: the server refused (EACCES, ENOSPC, EROFS, EXDEV, ...): certainly not done.
@@ -97,7 +101,7 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
         except OSError as error:
             if error.errno not in _DOUBTFUL:
                 raise
-        answer = settle(source, target)
+        answer = settle(source, target, lasting=lasting)
         if answer is not None:
             return answer
         if attempt == 0:
@@ -106,10 +110,16 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     return Answer.LOST if tries == 1 else Answer.UNKNOWN
 
 
-def settle(source: str, target: str) -> Answer | None:
-    """What became of a doubtful rename; None if the source is still there, so that it may be repeated."""
+def settle(source: str, target: str, *, lasting: bool = False) -> Answer | None:
+    """
+    What became of a doubtful rename; None if the source is still there, so that it may be repeated.
+
+    Args:
+        lasting: the source's directory is never removed: without it nothing can be told, since where
+            nothing is mounted everything is absent.
+    """
     # the source first: looked at second, an own rename carried out between the looks would seem lost
-    left = present(*os.path.split(source))
+    left = present(*os.path.split(source), lasting=lasting)
     if left:
         return None
     arrived = present(*os.path.split(target))
@@ -168,12 +178,7 @@ def put(temporary: str, path: str) -> None:
 
 
 def copy(source: str, fd: int, *, start: int = 0, most: int | None = None) -> int:
-    """
-    Write what a file holds from `start` on, at most `most` bytes, where a descriptor stands.
-
-    Returns:
-        The number of bytes; 0 if there is no such file.
-    """
+    """Write what a file holds from `start` on, at most `most` bytes, where a descriptor stands; returns how many."""
     try:
         reading = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spoolq")
 
+BARE_BEATS = 30  # between listings of what a node has left that is gone and had left nothing
+
 
 class Peers:
     """What one node knows of those that it watches."""
@@ -34,13 +36,14 @@ class Peers:
         self.watches: dict[str, Watch] = {}
         self.instances: dict[str, str] = {}
         self.lives: dict[str, Life] = {}
+        self.bare: dict[str, float] = {}  # gone, and nothing lay there: when to list it again
 
     def look(self) -> None:
         """One look at every node that this one watches; what one of them meets stops no other."""
         daemon = self.daemon
         gone = {name for name, life in self.lives.items() if life in (Life.SILENT, Life.DEAD)}
         watched = successors(daemon.node, daemon.spool.nodes(), gone)
-        for known in (self.watches, self.instances, self.lives):
+        for known in (self.watches, self.instances, self.lives, self.bare):
             for name in known.keys() - set(watched):
                 del known[name]
         failed: OSError | None = None
@@ -57,6 +60,9 @@ class Peers:
         watch = self.observe(name)
         if watch is None or watch.still_s <= LATE * self.daemon.policy.beat_s:
             self.lives[name] = Life.UNKNOWN
+            self.bare.pop(name, None)
+            return
+        if host.boottime() < self.bare.get(name, 0.0):
             return
         running = self.daemon.spool.on_node(name)
         reaping = self.daemon.spool.on_node(name, "reaping")
@@ -67,6 +73,8 @@ class Peers:
         self.lives[name] = life
         if life not in (Life.SILENT, Life.DEAD):
             return
+        if not (running or reaping or dropped):
+            self.bare[name] = host.boottime() + BARE_BEATS * self.daemon.policy.beat_s
         mine = [at for at in running if life is Life.DEAD or at.entry.rerun == "Y"] + reaping
         if mine:
             take_over(self.daemon, name, mine)

@@ -60,9 +60,8 @@ class Presence:
             ours = file.read().split()
         if found and not self._stands_still(found, self._needed_s(found[1], ours)):
             return False
-        with open(path + ".new", "w", encoding="ascii") as file:
-            file.write(" ".join([*ours[-INSTANCES:], self.instance]))
-        os.rename(path + ".new", path)
+        # durable: after a power loss that took node.json too, nothing else would say that those were ours
+        fsops.publish(path, " ".join([*ours[-INSTANCES:], self.instance]).encode(), mode=0o600)
         with contextlib.suppress(OSError):  # said of an earlier life, it is void anyway
             self.spool.mark_node(self.node, "dead", on=False)
         return True

@@ -96,10 +96,10 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     Args:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
-    daemon.spool.check_same()  # where it is not mounted, nothing lies on this node
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
-    reaping, here = daemon.spool.on_node(daemon.node, "reaping"), set()
+    running = daemon.spool.on_node(daemon.node, lasting=True)
+    reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
@@ -108,12 +108,11 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 settle(daemon, at, anybody)
-    for at in daemon.spool.on_node(daemon.node):
+    for at in running:
         here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 take_over(daemon, at, known)
-    daemon.spool.check_same()  # still
     for live in list(daemon.live.values()):
         key = (live.at.entry.id, live.at.entry.attempt)
         if key not in here and key not in known.jobs:
@@ -217,7 +216,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
-    if wish := known.wishes.get(key):
+    if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
         if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
@@ -284,12 +283,17 @@ def mark_boot(state_dir: str) -> None:
 
 
 def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
-    """After a reboot: results that a power loss of a local disk tore are written again from history."""
+    """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
     newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
     for job_id, record in newest.items():
         with contextlib.suppress(OSError, SpoolqError):
             data = home.read_result(daemon.spool.root, job_id)
-            if data is not None and result.parse(data) is None:
+            if data is None:
+                at = daemon.spool.lookup("done", job_id)
+                bad = at is not None and at.entry.gen == record["gen"]
+            else:
+                bad = result.parse(data) is None
+            if bad:
                 home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
                 log.warning("repaired result job=%d", job_id)
 
@@ -300,7 +304,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
 
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
-    running = daemon.spool.on_node(daemon.node)
+    running = daemon.spool.on_node(daemon.node, lasting=True)
     unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]

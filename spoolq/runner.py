@@ -334,7 +334,8 @@ class Runner:
                     orders.obey(self, message, fds)
                 finally:
                     for fd in fds:
-                        os.close(fd)
+                        with contextlib.suppress(OSError):  # NFS says here what the daemon hears at its fsync
+                            os.close(fd)
             if self.channel and self.channel.waiting:
                 self.tell()
         except Gone:

@@ -50,7 +50,7 @@ class Placed(NamedTuple):
 
     @property
     def node(self) -> str:
-        """The node it is on, or empty."""
+        """The node it is on, or empty; the directories of nodes are never removed."""
         return self.place.partition("/")[2] if self.top in ("running", "reaping") else ""
 
     @property
@@ -119,10 +119,10 @@ class Spool:
         """The segments of queue or held in the order in which their jobs start."""
         return sorted(fsops.names(f"{self.root}/{top}"))
 
-    def entries(self, place: str) -> list[Entry]:
-        """The entries of one directory in start order; names that are none are skipped."""
-        found = [entry for name in fsops.names(f"{self.root}/{place}") if (entry := parse_name(name))]
-        return sorted(found, key=order)
+    def entries(self, place: str, *, lasting: bool = False) -> list[Entry]:
+        """The entries of one directory in start order; names that are none are skipped. `lasting`: as `fsops.names`."""
+        names = fsops.names(f"{self.root}/{place}", lasting=lasting)
+        return sorted((entry for name in names if (entry := parse_name(name))), key=order)
 
     def waiting(self, top: str = "queue") -> Iterator[Placed]:
         """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
@@ -131,9 +131,9 @@ class Spool:
             for entry in self.entries(place):
                 yield Placed(place, entry)
 
-    def on_node(self, node: str, top: str = "running") -> list[Placed]:
-        """What is claimed by or runs on a node."""
-        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}")]
+    def on_node(self, node: str, top: str = "running", *, lasting: bool = False) -> list[Placed]:
+        """What is claimed by or runs on a node; `lasting` if it is our own, which has made its directories."""
+        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}", lasting=lasting)]
 
     def live(self) -> list[Placed]:
         """Everything that has not ended: waiting, held, running, reaping."""
@@ -165,13 +165,14 @@ class Spool:
         missed; an id that has a home but no entry was never submitted whole.
 
         Raises:
-            NotFound
+            NotFound; OSError if the spool is not there.
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
                 match = self.lookup(top, job_id)
                 if match is not None:
                     return match
+            self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
 
     def lookup(self, top: str, job_id: int) -> Placed | None:
@@ -202,8 +203,9 @@ class Spool:
         """
         top = "held" if entry.held else "queue"
         target = Placed(place_of(top, entry), entry)
-        answer = fsops.move(f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}", f"{self.root}/{target.path}")
-        # only we know this private name: gone means committed, and a node may have claimed it since
+        private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
+        answer = fsops.move(private, f"{self.root}/{target.path}", lasting=True)
+        # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
         return target
@@ -216,7 +218,7 @@ class Spool:
             path: relative to the spool, in this node's admit directory, a name that never comes back.
         """
         target = Placed(place_of("held" if entry.held else "queue", entry), entry)
-        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
+        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}", lasting=True), target
 
     def committed(self, places: Iterable[Placed]) -> None:
         """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
@@ -240,11 +242,11 @@ class Spool:
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
         entry = fitting(entry)
         target = Placed(place_of(top, entry, node), entry)
-        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
+        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node)), target
 
     def settle(self, at: Placed, target: Placed) -> Answer | None:
         """Ask again what became of an UNKNOWN transfer; None if it did not happen and may be repeated."""
-        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}")
+        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node))
 
     def claim(self, at: Placed, node: str) -> tuple[Answer, Placed]:
         """queue -> running/<node>."""
@@ -313,12 +315,7 @@ class Spool:
         fsops.publish(f"{self.root}/nodes/{node}/heartbeat", f"{count} {instance}\n".encode(), sync=False)
 
     def read_beat(self, node: str) -> tuple[int, str] | None:
-        """
-        (counter, instance) by open and read, never by stat; None if there is none.
-
-        Raises:
-            OSError: it cannot be read now, which says nothing about the node.
-        """
+        """(counter, instance) by open and read, never by stat; None if there is none; OSError if nobody can tell."""
         words = self._read_small(f"nodes/{node}/heartbeat", sure=True).split()
         return (int(words[0]), words[1]) if len(words) == 2 and home.is_number(words[0]) else None
 

@@ -137,6 +137,19 @@ def test_a_node_that_beats_between_the_listing_and_the_look_keeps_its_jobs(site,
     assert ("running", None, 1) == site.where(1)
 
 
+def test_a_rename_of_a_lost_node_that_comes_late_is_found(site):
+    """A claim that the server carries out long after its node was found to have left nothing."""
+    site.node("n2")
+    n1 = site.node("n1")
+    site.pass_time(DEAD_S + 4 * BEAT_S, n1)
+    site.turn(n1)
+    n1.presence.draining = True
+    site.submit(rerun="yes")
+    site.spool.claim(site.at(1), "n2")
+    site.pass_time(40 * BEAT_S, n1)
+    assert [(1, 2)] == site.starts("n1")
+
+
 def test_an_end_that_the_lost_node_recorded_counts(site):
     n1, n2 = lost_node(site, rerun="yes")
     site.runners[f"{site.root}.n2"].end((1, 1), 7)

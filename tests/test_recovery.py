@@ -540,6 +540,17 @@ def test_a_bad_result_does_not_stop_a_node_after_a_reboot(world, text):
     finished(world, 2)
 
 
+def test_a_result_that_nobody_was_left_to_write_is_written_after_a_reboot(world):
+    """Found by simulation: committed, then the power fails before result.json, and the runner forgets with it."""
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    os.unlink(f"{home.path_of(world.root, 1)}/result.json")
+    world.reboot()
+    world.serve()
+    assert b'"COMPLETED"' in home.read_result(world.root, 1)
+
+
 def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch):
     world.runner.ends = True
     world.submit(6)
@@ -602,7 +613,33 @@ def test_a_result_that_could_not_be_written_when_the_node_started_is_written_whi
     assert (1, 1) not in world.runner.jobs
 
 
+def test_a_requeue_that_says_no_attempt_is_carried_out_by_the_next_daemon(world):
+    """Found by simulation: `touch control/x.1.requeue`, or a full spool, makes a request of nothing but its name."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/control/x.1.requeue", "w", encoding="ascii"):
+        pass
+    node.set_due("control", 0.0)
+    node.step()  # asks the runner to kill it, which it does; then the daemon dies
+    assert "ended" == world.runner.jobs[1, 1]["state"]
+    world.runner.ends = True
+    world.serve()
+    assert [(1, 1), (1, 2)] == world.runner.starts
+    finished(world, attempt=2)
+
+
 # --- two machines of one name
+
+
+def test_which_daemons_were_of_this_machine_is_known_after_a_power_loss(world):
+    """Found by simulation: node.json and this file both torn, the node would wait for an operator for ever."""
+    node = world.daemon()
+    with faulty() as fake:
+        assert node.presence.arrive()
+    assert "fsync" in fake.log
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        assert node.presence.instance == file.read()
 
 
 @pytest.fixture
@@ -728,3 +765,61 @@ def test_a_rename_in_doubt_at_any_point_of_a_requeue(world, tmp_path, monkeypatc
             one.turn(node)
             one.turn(node)
             finished(one, attempt=2)
+
+
+# --- a spool that is not mounted for a while
+
+
+def away(world: World) -> None:
+    """Nothing is mounted: where the spool was there is an empty directory."""
+    os.rename(world.root, world.root + ".away")
+    os.mkdir(world.root)
+
+
+def back(world: World) -> None:
+    """It is there again."""
+    shutil.rmtree(world.root)
+    os.rename(world.root + ".away", world.root)
+
+
+def test_a_job_that_ended_to_run_again_while_the_spool_was_away_runs_again_as_the_next_attempt(world):
+    """Absence there is no answer: taken for one, the same attempt began twice (I2)."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    node.live[1].requeue = True
+    world.runner.end((1, 1), 143, "cancelled")
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1), (1, 2)] == world.runner.starts
+
+
+def test_a_new_runner_while_the_spool_is_away_forgets_no_end(world):
+    world.submit(rerun="never")
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    node.sure = False
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    finished(world)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_claims_on_record_stay_while_the_spool_is_away(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(claims, "MOST_BYTES", 0)
+    monkeypatch.setattr(claims, "RECENT", 1)
+    name = world.entry(1).name
+    away(world)
+    node.part("ghosts", recover.look_for_ghosts, node)
+    back(world)
+    assert name in node.claims

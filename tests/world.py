@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 
 import pytest
 
@@ -31,7 +32,7 @@ class World:
         self.runner = FakeRunner(ends=ends)
         self.acknowledged: list[int] = []
         monkeypatch.setattr(daemon, "Family", self.runner)
-        monkeypatch.setenv("TMPDIR", path)
+        monkeypatch.setattr(tempfile, "tempdir", path)  # it remembers what $TMPDIR said first
         os.makedirs(self.state)
         self.spool = Spool(self.root)
 

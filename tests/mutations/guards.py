@@ -36,7 +36,13 @@ GUARDS = (
     Guard(
         "a failed rename is looked into",
         "an own rename whose reply was lost is taken for lost",
-        (Change("fsops.py", "        answer = settle(source, target)\n", "        answer = Answer.LOST\n"),),
+        (
+            Change(
+                "fsops.py",
+                "        answer = settle(source, target, lasting=lasting)\n",
+                "        answer = Answer.LOST\n",
+            ),
+        ),
     ),
     Guard(
         "unknown is not won",
@@ -73,9 +79,9 @@ GUARDS = (
         (
             Change(
                 "fsops.py",
-                "    left = present(*os.path.split(source))\n    if left:\n        return None\n"
+                "    left = present(*os.path.split(source), lasting=lasting)\n    if left:\n        return None\n"
                 "    arrived = present(*os.path.split(target))\n",
-                "    arrived = present(*os.path.split(target))\n    left = present(*os.path.split(source))\n"
+                "    arrived = present(*os.path.split(target))\n    left = present(*os.path.split(source), lasting=lasting)\n"
                 "    if left:\n        return None\n",
             ),
         ),

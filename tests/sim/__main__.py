@@ -75,7 +75,7 @@ def about(trace: list[Any], job_id: int) -> Iterator[str]:
             paths = [f"{path}/" for path in event[4:6]]
             mine = any(f"/{job_id}/" in path or f".{job_id}." in path for path in paths)
         if mine or kind in ("fault", "power", "calm", "drained", "stuck", "broken", "rollback", "daemon", "dropped"):
-            yield f"    {event[0]:10.3f} " + " ".join(str(part)[:150] for part in event[1:])
+            yield f"    {event[0]:10.3f} " + " ".join(str(part)[:110].replace("\n", " ") for part in event[1:])
 
 
 def explain(found: Outcome, only: frozenset[str], *, shrunk: bool) -> None:

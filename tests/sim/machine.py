@@ -49,7 +49,7 @@ class Machine:
         self.wake = Wake()
         self.daemon: Actor | None = None
         self.connection: Connection | None = None
-        self.stopped = False  # by an operator: the service manager does not start it
+        self.gone = False  # switched off for good, unless an operator thinks better of it
 
     def rng(self, *words: object) -> random.Random:
         """Chance of this machine for one purpose."""
@@ -104,7 +104,7 @@ class Machine:
 
     def start_daemon(self, delay: float = 0.0) -> None:
         """As the service manager does."""
-        if self.cpus and self.up and not self.stopped:
+        if self.cpus and self.up:
             self.daemon = self.process("daemon", self._serve, delay)
             self.daemon.context.on_death = self._daemon_gone
 

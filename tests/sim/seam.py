@@ -229,11 +229,11 @@ class _Kind:
 
 def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     clock, system, chance, poll = SimTime(seam), SimOs(seam), Chance(seam), SimPoll(seam)
-    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service"):
+    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service", "rerun"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
             yield module, "time", clock
-    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer"):
+    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer", "intake"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "os"):
             yield module, "os", system
