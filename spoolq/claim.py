@@ -178,7 +178,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT:
+        if error.errno in NOT_THE_JOBS_FAULT or not mounted(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
@@ -192,6 +192,15 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         raise  # the next runner will say that it does not know it
     except OSError as error:
         release(daemon, live, f"scratch directory or descriptors: {error.strerror}")
+
+
+def mounted(daemon: "Daemon") -> bool:
+    """Whether the spool is there now."""
+    try:
+        daemon.spool.check_same()
+    except OSError:
+        return False
+    return True
 
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:
