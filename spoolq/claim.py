@@ -178,12 +178,14 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT or not mounted(daemon):
+        if error.errno in NOT_THE_JOBS_FAULT or is_away(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
         return
     try:
+        if at.entry.rerun == "N":  # the disk may be ours: a claim that a power loss undid would be made again
+            daemon.spool.make_durable([at])
         live.scratch = daemon.scratch.take()
         message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy)
         message["until"] = began + daemon.policy.fence_s
@@ -191,16 +193,16 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     except Gone:
         raise  # the next runner will say that it does not know it
     except OSError as error:
-        release(daemon, live, f"scratch directory or descriptors: {error.strerror}")
+        release(daemon, live, f"scratch directory, descriptors or spool: {error.strerror}")
 
 
-def mounted(daemon: "Daemon") -> bool:
-    """Whether the spool is there now."""
+def is_away(daemon: "Daemon") -> bool:
+    """Whether the spool is not there now: then what a path answers says nothing about the job."""
     try:
         daemon.spool.check_same()
-    except OSError:
-        return False
-    return True
+    except (OSError, SpoolqError):
+        return True
+    return False
 
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:

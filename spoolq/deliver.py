@@ -52,6 +52,7 @@ class Finished:
     line: bytes = b""
     requeue: bool = False
     retry: bool = False
+    requeued: bool = False
 
     @property
     def ending(self) -> str:

@@ -57,11 +57,12 @@ def names(directory: str, *, lasting: bool = False) -> list[str]:
     return []
 
 
-def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
+def present(directory: str, name: str) -> bool | None:
     """
     Whether a name is there now, by listing; None if that cannot be told.
 
-    In a directory that is gone it is not; but if that is `lasting`, or the one above is gone too, nothing is mounted.
+    In a directory that is gone it is not, if the directory above says so: when that is gone too, the
+    spool is not mounted any more, and everything may come back.
     """
     try:
         for _ in range(TRIES):
@@ -69,7 +70,7 @@ def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
                 return name in os.listdir(directory)
             except FileNotFoundError:
                 above, own = os.path.split(directory)
-                return None if lasting or own in os.listdir(above) else False
+                return None if own in os.listdir(above) else False  # here again: made anew meanwhile, or mounted
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
@@ -78,7 +79,7 @@ def present(directory: str, name: str, *, lasting: bool = False) -> bool | None:
     return None
 
 
-def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False) -> Answer:
+def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     """
     Rename to a name that never existed before, and find out the truth.
 
@@ -89,7 +90,6 @@ def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False)
     Args:
         tries: 1 for a source whose name may come back, like a file in drop/: then a source that is
             still there is LOST, and the caller tries again with another target.
-        lasting: see `settle`.
 
     Raises:
         OSError: the server refused (EACCES, ENOSPC, EROFS, EXDEV, ...): certainly not done.
@@ -101,7 +101,7 @@ def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False)
         except OSError as error:
             if error.errno not in _DOUBTFUL:
                 raise
-        answer = settle(source, target, lasting=lasting)
+        answer = settle(source, target)
         if answer is not None:
             return answer
         if attempt == 0:
@@ -110,16 +110,10 @@ def move(source: str, target: str, *, tries: int = TRIES, lasting: bool = False)
     return Answer.LOST if tries == 1 else Answer.UNKNOWN
 
 
-def settle(source: str, target: str, *, lasting: bool = False) -> Answer | None:
-    """
-    What became of a doubtful rename; None if the source is still there, so that it may be repeated.
-
-    Args:
-        lasting: the source's directory is never removed: without it nothing can be told, since where
-            nothing is mounted everything is absent.
-    """
+def settle(source: str, target: str) -> Answer | None:
+    """What became of a doubtful rename; None if the source is still there, so that it may be repeated."""
     # the source first: looked at second, an own rename carried out between the looks would seem lost
-    left = present(*os.path.split(source), lasting=lasting)
+    left = present(*os.path.split(source))
     if left:
         return None
     arrived = present(*os.path.split(target))
@@ -178,7 +172,12 @@ def put(temporary: str, path: str) -> None:
 
 
 def copy(source: str, fd: int, *, start: int = 0, most: int | None = None) -> int:
-    """Write what a file holds from `start` on, at most `most` bytes, where a descriptor stands; returns how many."""
+    """
+    Write what a file holds from `start` on, at most `most` bytes, where a descriptor stands.
+
+    Returns:
+        The number of bytes; 0 if there is no such file.
+    """
     try:
         reading = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except FileNotFoundError:

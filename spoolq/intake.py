@@ -31,8 +31,8 @@ log = logging.getLogger("spoolq")
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
-_NO_FILE = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a read: it will never be a job
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
+_NO_JOBS = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a file that will never be one
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
 _PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
 _MAX_QUOTED = 180
@@ -240,8 +240,8 @@ class Intake:
         try:
             data = fsops.read(path, home.SCRIPT_LIMIT)
         except OSError as error:
-            if error.errno not in _NO_FILE:  # the spool does not answer: that says nothing about the file
-                raise
+            if error.errno not in _NO_JOBS:
+                raise  # the spool's fault, not the file's
             raise JobFileError(f"{error.strerror}: a job must be a regular file up to 1 MB", file=name) from error
         if not data:
             raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)

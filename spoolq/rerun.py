@@ -107,6 +107,9 @@ def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> Non
 
 def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
     """An attempt that ended and is to run again: through reaping/<me>, as after a node failure."""
+    if item.requeued:
+        deliver.write_attempt(daemon.spool, item, daemon.node)
+        return True
     if item.at.top == "running":
         answer, taken = daemon.spool.reap(item.at, daemon.node)
         if answer is Answer.UNKNOWN:
@@ -120,8 +123,8 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
             fsops.close(fd)
     answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
     if answer is Answer.WON:
-        with contextlib.suppress(OSError):  # it runs again all the same
-            deliver.write_attempt(daemon.spool, item, daemon.node)
+        item.requeued = True  # before its line: if that is refused, only the line is written later
+        deliver.write_attempt(daemon.spool, item, daemon.node)
     return answer is not Answer.UNKNOWN
 
 

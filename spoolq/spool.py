@@ -8,6 +8,7 @@ belongs to afterwards is told by `move` alone.
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -204,7 +205,7 @@ class Spool:
         top = "held" if entry.held else "queue"
         target = Placed(place_of(top, entry), entry)
         private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
-        answer = fsops.move(private, f"{self.root}/{target.path}", lasting=True)
+        answer = fsops.move(private, f"{self.root}/{target.path}")
         # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
@@ -218,16 +219,18 @@ class Spool:
             path: relative to the spool, in this node's admit directory, a name that never comes back.
         """
         target = Placed(place_of("held" if entry.held else "queue", entry), entry)
-        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}", lasting=True), target
+        return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
 
     def committed(self, places: Iterable[Placed]) -> None:
-        """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
-        for place in {placed.place for placed in places}:
-            try:
-                fsops.sync_directory(f"{self.root}/{place}")
-            except FileNotFoundError:
-                continue  # emptied by nodes and swept: further along than durable
+        """Make submissions durable and wake the nodes of this machine."""
+        self.make_durable(places)
         fsops.ring(f"{self.root}/queue")
+
+    def make_durable(self, places: Iterable[Placed]) -> None:
+        """Let the names of entries survive a power loss of the server, which may be this machine."""
+        for place in {placed.place for placed in places}:
+            with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
+                fsops.sync_directory(f"{self.root}/{place}")
 
     # --- transitions: one rename each
 
@@ -242,11 +245,11 @@ class Spool:
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
         entry = fitting(entry)
         target = Placed(place_of(top, entry, node), entry)
-        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node)), target
+        return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
 
     def settle(self, at: Placed, target: Placed) -> Answer | None:
         """Ask again what became of an UNKNOWN transfer; None if it did not happen and may be repeated."""
-        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}", lasting=bool(at.node))
+        return fsops.settle(f"{self.root}/{at.path}", f"{self.root}/{target.path}")
 
     def claim(self, at: Placed, node: str) -> tuple[Answer, Placed]:
         """queue -> running/<node>."""

@@ -273,6 +273,18 @@ def test_a_retry_whose_node_is_gone_is_released_by_another(site):
     assert [(1, 2)] == site.starts("n2")
 
 
+def test_the_history_of_a_failed_attempt_is_written_when_the_spool_takes_it_again(site, monkeypatch):
+    """Found by soak: the spool was full when a job was queued again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(deliver, "write_attempt", refuse)
+        n1 = failing(site, 1, 3)
+        assert ("held", None, 2) == site.where(1)
+    site.pass_time(120.0, n1)
+    records = [r for name in site.spool.history_files() for r in history.parse(site.spool.read_history(name))]
+    assert [(1, 3)] == [(r["attempt"], r["exit_code"]) for r in records]
+    assert (1, 1) not in site.runners[f"{site.root}.n1"].jobs
+
+
 def test_a_daemon_that_dies_between_the_retry_and_its_history_line_leaves_it_to_the_next(site, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(deliver, "write_attempt", refuse)

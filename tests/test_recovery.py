@@ -823,3 +823,39 @@ def test_claims_on_record_stay_while_the_spool_is_away(world, monkeypatch):
     node.part("ghosts", recover.look_for_ghosts, node)
     back(world)
     assert name in node.claims
+
+
+# --- what was found by rigs
+
+
+def test_a_mount_that_goes_away_before_the_outputs_are_opened_fails_no_job(world, monkeypatch):
+    """Found by soak: the claim was won, and then nothing was mounted there."""
+    world.submit()
+    node = world.up()
+    away = f"{world.root}.away"
+
+    def vanish(*_):
+        os.rename(world.root, away)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "stdout")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.launcher, "open_outputs", vanish)
+        world.turn(node)
+    os.rename(away, world.root)
+    assert "done" != world.at(1).top
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_the_claim_of_a_job_that_may_never_run_twice_is_durable_before_it_starts(world, monkeypatch):
+    """Found by simulation: a spool on the node's own disk, and a power loss soon after the claim."""
+    world.submit(rerun="never")
+    world.submit(rerun="certain")
+    node = world.up()
+    said, real = [], fsops.sync_directory
+    monkeypatch.setattr(fsops, "sync_directory", lambda path: (said.append(path), real(path)))
+    monkeypatch.setattr(node.family, "send", lambda message, *_: said.append(message.get("id")))
+    world.turn(node, "queue")
+    assert said.index(f"{world.root}/running/n1") < said.index(1)
+    assert 1 == said.count(f"{world.root}/running/n1")

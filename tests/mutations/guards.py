@@ -39,7 +39,7 @@ GUARDS = (
         (
             Change(
                 "fsops.py",
-                "        answer = settle(source, target, lasting=lasting)\n",
+                "        answer = settle(source, target)\n",
                 "        answer = Answer.LOST\n",
             ),
         ),
@@ -79,9 +79,9 @@ GUARDS = (
         (
             Change(
                 "fsops.py",
-                "    left = present(*os.path.split(source), lasting=lasting)\n    if left:\n        return None\n"
+                "    left = present(*os.path.split(source))\n    if left:\n        return None\n"
                 "    arrived = present(*os.path.split(target))\n",
-                "    arrived = present(*os.path.split(target))\n    left = present(*os.path.split(source), lasting=lasting)\n"
+                "    arrived = present(*os.path.split(target))\n    left = present(*os.path.split(source))\n"
                 "    if left:\n        return None\n",
             ),
         ),

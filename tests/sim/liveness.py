@@ -136,6 +136,6 @@ def liveness(trace: list[Event]) -> list[Violation]:
             state.look(t)
             if not state.found:
                 state.say("V4", t, 0, f"does not come to rest: {event[2][:6]}")
-        if t > began and kind in ("op", "start", "end"):
+        if t >= began and kind in ("calm", "op", "start", "end"):
             state.look(t)
     return state.found
