@@ -282,9 +282,9 @@ def mark_boot(state_dir: str) -> None:
     os.replace(path + ".new", path)
 
 
-def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
+def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: int = 0) -> None:
     """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
-    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
+    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-(most or REPAIR) :]}
     for job_id, record in newest.items():
         with contextlib.suppress(OSError, SpoolqError):
             data = home.read_result(daemon.spool.root, job_id)
