@@ -115,7 +115,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
                 take_over(daemon, at, known)
     for live in list(daemon.live.values()):
         key = (live.at.entry.id, live.at.entry.attempt)
-        if key not in here and key not in known.jobs:
+        if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
     for key in known.jobs.keys() - here:
         complete_result(daemon, key, known)

@@ -662,6 +662,21 @@ def test_a_file_whose_admission_was_carried_out_late_becomes_a_job_without_a_res
     assert [1] == [job_id for _, job_id in world.entries()]
 
 
+def test_a_job_that_was_taken_over_and_ended_unheard_holds_nothing_here_any_more(world):
+    """Found by simulation: suspended, its runner killed, the job taken over; its cpus were lent for ever."""
+    world.submit(rerun="yes")
+    node = world.up()
+    world.turn(node)
+    assert 1 in node.live
+    world.runner.end((1, 1))
+    world.runner.out.clear()
+    world.spool.enter_node("n2")
+    world.spool.reap(world.at(1), "n2")
+    node.sure = False
+    node.turn()
+    assert {} == node.live
+
+
 # --- two machines of one name
 
 

@@ -180,11 +180,13 @@ def ends(trace: list[Event]) -> list[Violation]:
         for event in trace
         if event[1] == "dropped" and not last.get(event[4], "").startswith(("done/", "rejected/"))
     ]
+    off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
+    gone = any(off.values())  # who is gone may have been about to write a result; history has it
     torn = any(event[1] == "rollback" for event in trace)  # a local disk lost power: words of a command may be torn
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
         found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw, torn=torn)]
-        if raw is None and ending not in ("cancelled", "nodefail") and job_id not in requeues:
+        if raw is None and ending not in ("cancelled", "nodefail") and job_id not in requeues and not gone:
             found.append(Violation("I5", t, job_id, f"ended with {ending} and has no result.json"))
         launched = not str((record or {}).get("reason")).startswith("launch")
         if launched or (job_id, attempt) in truth:

@@ -76,7 +76,7 @@ class Machine:
     def work(self, job_id: int, attempt: int) -> tuple[float, int]:
         """How long an attempt runs, s, and its exit code."""
         chance = rng(self.world.seed, "work", job_id, attempt)
-        return chance.choice([0.0, 0.5, 3.0, 12.0, 40.0]) * chance.random(), chance.choice([0, 0, 1, 7])
+        return chance.choice([0.0, 0.5, 0.5, 3.0, 3.0, 12.0, 40.0, 250.0]) * chance.random(), chance.choice([0, 0, 1, 7])
 
     # --- processes
 
