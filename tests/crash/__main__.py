@@ -78,6 +78,7 @@ def fork_case(scene: Scene, point: Point | None, base: str, template: str, *, ex
         code = 1
         try:
             stage_room.end_with_parent()
+            stage_room.alone()
             result = play(scene, point, base, template, execute=execute)
             calls = [(c.role, c.site, c.number) for c in result.calls]
             with open(f"{base}.json", "w", encoding="utf-8") as file:
