@@ -254,6 +254,11 @@ class Stage:
         return "", None
 
 
+def side_by_side() -> int:
+    """How many cases at a time: one where they would see each other's jobs, which have the same ids."""
+    return 2 * (os.cpu_count() or 1) if os.geteuid() == 0 else 1
+
+
 def alone() -> None:
     """
     Go on in a process that sees no others but its own, where that is allowed (root).
