@@ -160,6 +160,9 @@ def _check_leftovers(stage: Stage, verdict: Verdict, deaths: int) -> None:
     for left in os.listdir(f"{stage.root}/drop"):
         if not left.endswith(".id") and not left.endswith(".why") and not left.startswith("."):
             verdict.add("unexpected", f"drop/{left} is left")
-    for log in ("node.log", "family.log", "commands.log", "traced.err"):
-        if "Traceback" in stage.log(log):
-            verdict.add("unexpected", f"a traceback in {log}: {stage.log(log)[-1500:]}")
+    said = {log: stage.log(log) for log in ("node.log", "commands.log", "traced.err")} | {
+        "family.log": stage.family_log()
+    }
+    for log, text in said.items():
+        if "Traceback" in text:
+            verdict.add("unexpected", f"a traceback in {log}: {text[-1500:]}")
