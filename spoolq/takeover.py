@@ -118,10 +118,10 @@ class Takeover:
             return zombies[0] if len(zombies) == 1 else (0, 0)
 
     def _candidates(self, family: Iterable[int]) -> list[process.Stat]:
-        if self.kin.alone:
-            return list(process.scan().values())
-        found = [process.read_stat(pid) for parent in family for pid in process.children(parent)]
-        return [stat for stat in found if stat]
+        # not `process.children`: while others of them end the kernel may leave some out (proc(5)), and a job that is
+        # missed here counts as never started, and is started again
+        found = process.scan().values()
+        return [stat for stat in found if self.kin.alone or stat.parent in family]
 
 
 def _run_of(job: Mapping[str, Any]) -> Run:
