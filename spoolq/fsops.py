@@ -41,8 +41,7 @@ def names(directory: str, *, lasting: bool = False) -> list[str]:
     A `lasting` directory is never removed: without it, and FileNotFoundError, the spool is not mounted now.
 
     Opened by path each time: measured on NFS v3 and v4.2 with default mounts that is fresh within
-    0.2 s, while a kept descriptor or a stat is up to 60 s old. `.nfs*` and other dot files, which
-    are never ours to see, are left out.
+    0.2 s, while a kept descriptor or a stat is up to 60 s old. Dot files (`.nfs*`) are left out.
     """
     for attempt in range(TRIES):
         try:
@@ -148,15 +147,19 @@ def publish(path: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> 
     """
     Make a file appear whole, replacing an older one: write beside it, sync, rename.
 
-    With sync=False the rename may reach a local disk before the data: only for what can be made
-    again or is recorded elsewhere. (On NFS, close alone sends and commits the data.)
+    With sync=False the rename may reach a local disk before the data (on NFS, close commits it): only
+    for what can be made again or is recorded elsewhere.
     """
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".t.{os.getpid()}.{next(_counter)}.{name[:64]}")
+    temporary = private_name(path)
     create(temporary, data, mode=mode, sync=sync)
     put(temporary, path)
     if sync:
-        sync_directory(directory)
+        sync_directory(os.path.dirname(path))
+
+
+def private_name(path: str) -> str:
+    """A name beside a path that nobody else has, and nobody looks at."""
+    return f"{os.path.dirname(path)}/.t.{os.getpid()}.{next(_counter)}.{os.path.basename(path)[:64]}"
 
 
 def put(temporary: str, path: str) -> None:

@@ -54,9 +54,9 @@ class Care:
         """The call has returned after all."""
         say(f"the spool {self.spool} answers again" if self.spool else "the file system answers again")
 
-    def still(self) -> None:
-        """Stuck, at each look."""
-        if time.monotonic() >= self.until:
+    def still(self, waited_s: float) -> None:
+        """In state D at this look, and in one call for so long."""
+        if waited_s > 0 and time.monotonic() >= self.until:
             self.leave(self.code, f"{self.silent}; time is over")
 
     def told(self, number: int) -> None:
@@ -112,11 +112,11 @@ class Watch:
                     said = False
                     self.care.back()
             before = call if stuck else (None, 0)
+            waited_s = (looks - 1) * pause_s
             if stuck:
-                self.care.still()
+                self.care.still(waited_s)
             if looks > 1 and pending:
                 self.care.told(pending)
-            waited_s = (looks - 1) * pause_s
             if waited_s >= patience_s and not said:
                 said = True
                 self.care.hung(waited_s)

@@ -96,7 +96,6 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     Args:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
-    daemon.spool.check_same()  # where it is not mounted, nothing lies on this node
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
@@ -114,7 +113,6 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 take_over(daemon, at, known)
-    daemon.spool.check_same()  # still
     for live in list(daemon.live.values()):
         key = (live.at.entry.id, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
@@ -284,9 +282,9 @@ def mark_boot(state_dir: str) -> None:
     os.replace(path + ".new", path)
 
 
-def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
+def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: int = 0) -> None:
     """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
-    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
+    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-(most or REPAIR) :]}
     for job_id, record in newest.items():
         with contextlib.suppress(OSError, SpoolqError):
             data = home.read_result(daemon.spool.root, job_id)

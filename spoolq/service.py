@@ -52,7 +52,7 @@ class Serving(Care):
         super().back()
         notify(f"STATUS=serving {self.spool}")
 
-    def still(self) -> None:
+    def still(self, waited_s: float) -> None:  # noqa: ARG002  # as declared
         """Alive; or, when it was told to stop before, gone."""
         feed_watchdog()
         if self.stopping and self.hanging:

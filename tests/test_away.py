@@ -108,6 +108,30 @@ def test_it_goes_before_a_claim(world, monkeypatch):
     assert "running" == world.at(1).top
 
 
+def test_it_goes_between_a_claim_and_the_start(world, monkeypatch):
+    world.submit()
+    node = world.up()
+    real = fsops.open_output
+
+    def open_output(path, **kwargs):
+        if os.path.exists(f"{world.root}/spool.toml") and not world.runner.starts and not went:
+            went.append(1)
+            go(world)
+        return real(path, **kwargs)
+
+    went = []
+    with monkeypatch.context() as patch:
+        patch.setattr(fsops, "open_output", open_output)
+        for _ in range(3):
+            world.turn(node)
+    assert ([1], []) == (went, world.runner.starts)
+    come(world)
+    for _ in range(5):
+        world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+    assert "running" == world.at(1).top
+
+
 def test_a_home_that_was_away_for_a_moment_makes_no_job_fail(world, monkeypatch):
     world.submit()
     node = world.up()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spoolq import daemon, deliver, history, host
+from spoolq import daemon, deliver, history, home, host
 from spoolq.spool import Spool
 from tests.fake_family import FakeFamily, FakeRunner
 from tests.world import World
@@ -160,6 +160,19 @@ def test_an_end_that_the_lost_node_recorded_counts(site):
     site.pass_time(DEAD_S + 4 * BEAT_S, n1)
     assert ("done", "exit7", 1) == site.where(1)
     assert 7 == deliver.read_ending(Spool(site.root), 1)["exit_code"]
+
+
+def test_a_result_that_the_lost_node_had_committed_and_not_written_is_written(site, monkeypatch):
+    """Found by simulation: it died in between, and never came back."""
+    n1, n2 = lost_node(site, rerun="certain")
+    site.runners[f"{site.root}.n2"].end((1, 1), 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        site.turn(n2, "deliver")
+    assert ("done", "exit7", 1) == site.where(1)
+    assert home.read_result(site.root, 1) is None
+    site.pass_time(DEAD_S + 4 * BEAT_S, n1)
+    assert b'"exit_code": 7' in home.read_result(site.root, 1)
 
 
 def test_a_kill_that_the_lost_node_did_not_hear_is_heeded(site):

@@ -256,8 +256,8 @@ def test_shipping_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
 
 def test_after_a_reboot_it_is_shipped_also_by_a_daemon_that_dies(tmp_path, monkeypatch):
     def before(world: World) -> None:
-        world.runner.ends = False
-        local(world)
+        world.runner.ends, world.runner.writes = False, SAID
+        world.submit(output_mode="local")
         world.turn(world.up())
         world.runner.ends = True
         world.reboot()

@@ -61,7 +61,7 @@ def play(scene: Scene, point: Point | None, base: str, template: str, *, execute
     except Exception as problem:  # of the case, so that the others go on
         text = "".join(traceback.format_exception(problem)[-2:])
         with contextlib.suppress(Exception):
-            text += f"{stage.entries()} {stage.log('node.log')[-1500:]} {stage.log('family.log')[-1500:]}"
+            text += stage.tell()
         result.reached = True
         result.found.append(("unexpected", text))
     left = stage.close()
@@ -78,6 +78,7 @@ def fork_case(scene: Scene, point: Point | None, base: str, template: str, *, ex
         code = 1
         try:
             stage_room.end_with_parent()
+            stage_room.alone()
             result = play(scene, point, base, template, execute=execute)
             calls = [(c.role, c.site, c.number) for c in result.calls]
             with open(f"{base}.json", "w", encoding="utf-8") as file:
@@ -309,7 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the points, play none")
     parser.add_argument("--exec", action="store_true", help="start each program from nothing, not from a fork: slower")
     parser.add_argument("--keep", action="store_true", help="leave the directories of violations")
-    parser.add_argument("-j", "--jobs", type=int, default=2 * (os.cpu_count() or 1), help="cases at a time")
+    parser.add_argument("-j", "--jobs", type=int, default=stage_room.side_by_side(), help="cases at a time")
     return parser.parse_args()
 
 

@@ -30,12 +30,16 @@ class Expected:
         runs: how often it may start at most.
         lost: whether its output may be said to be lost, since the system said so; that is never a success.
         told: whether its id was printed or its file accepted: it must not be lost.
+        file: whether there must be a result.json; else what is made of history will do.
+        opens: whether its outputs can be opened.
     """
 
     endings: tuple[str, ...]
     stdout: bytes = b""
     runs: int = 1
     told: bool = True
+    file: bool = True
+    opens: bool = True
     lost: bool = False
 
 
@@ -100,7 +104,7 @@ def _check_end(stage: Stage, entry: Any, wanted: Expected, verdict: Verdict) -> 
     result = deliver.read_ending(Spool(stage.root), job_id) or {}  # as every command reads it
     ran = [mark[2] for mark in stage.marks() if mark[:2] == (job_id, entry.attempt)]
     only_words = entry.ending == "cancelled" and not ran  # then its name says it all, and the rest may be missing
-    if not result or not (only_words or os.path.exists(f"{home}/result.json")):
+    if not result or not (only_words or not wanted.file or os.path.exists(f"{home}/result.json")):
         verdict.add("lost", f"job {job_id} has no result")
         return
     lost = wanted.lost and str(result["reason"]).startswith("output")
@@ -113,6 +117,8 @@ def _check_end(stage: Stage, entry: Any, wanted: Expected, verdict: Verdict) -> 
         verdict.add("unexpected", f"job {job_id}: {entry.ending} in its name, {by_name} in its result")
     if entry.ending == "nodefail" and not result["reason"]:
         verdict.add("unexpected", f"job {job_id} is said to have failed with its node, for no reason")
+    if entry.ending == "exit126" and not wanted.opens and not ran:
+        return
     if entry.ending.startswith("exit"):
         if ran != ["start", "end"]:
             verdict.add("unexpected", f"job {job_id} ended as {entry.ending}, but did {ran or 'nothing'}")
@@ -154,6 +160,9 @@ def _check_leftovers(stage: Stage, verdict: Verdict, deaths: int) -> None:
     for left in os.listdir(f"{stage.root}/drop"):
         if not left.endswith(".id") and not left.endswith(".why") and not left.startswith("."):
             verdict.add("unexpected", f"drop/{left} is left")
-    for log in ("node.log", "family.log", "commands.log", "traced.err"):
-        if "Traceback" in stage.log(log):
-            verdict.add("unexpected", f"a traceback in {log}: {stage.log(log)[-1500:]}")
+    said = {log: stage.log(log) for log in ("node.log", "commands.log", "traced.err")} | {
+        "family.log": stage.family_log()
+    }
+    for log, text in said.items():
+        if "Traceback" in text:
+            verdict.add("unexpected", f"a traceback in {log}: {text[-1500:]}")

@@ -26,9 +26,9 @@ CANCELLED, PAUSED, HELD = 5, 6, 7
 JOBS: tuple[tuple[tuple[str, ...], str, Expected], ...] = (
     ((), "echo hello; finish 0", Expected(("exit0",), b"hello\n")),
     ((), "finish 7", Expected(("exit7",))),
-    ((), "kill -TERM $$; sleep 100", Expected(("signal15",))),
+    ((), "kill -TERM $$; sleep 1000", Expected(("signal15",))),
     ((), PRINT_MUCH, Expected(("exit0",), MUCH)),
-    ((), "exec sleep 100", Expected(("cancelled",))),
+    ((), "exec sleep 1000", Expected(("cancelled",))),
     ((), 'while [ ! -e "$base/go" ]; do sleep 0.02; done; echo on; finish 0', Expected(("exit0",), b"on\n")),
     (("--hold",), "echo held; finish 0", Expected(("exit0",), b"held\n")),
     (("--no-requeue",), "echo once; finish 0", Expected(("exit0",), b"once\n")),
@@ -212,6 +212,8 @@ def outcome(
     if point and point.fault in tracer.ERRORS and (about := _OUTPUT.search(point.call.site)):
         job_id = int(about[1])
         expected[job_id] = replace(expected[job_id], lost=True)
+        if point.fault == "EACCES" and point.call.name == "openat":  # its user named a file that may not be written
+            expected[job_id] = replace(expected[job_id], endings=(*expected[job_id].endings, "exit126"), opens=False)
     found = check(stage, expected, deaths=kills + 1)
     found.found[:0] = verdict.found
     return Outcome(trace, found)

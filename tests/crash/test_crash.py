@@ -16,7 +16,7 @@ import pytest
 
 from spoolq import spool
 from tests.crash import __main__ as rig
-from tests.crash import commands, scenes, tracer
+from tests.crash import commands, scenes, stage, tracer
 from tests.crash.stage import Stage
 from tests.crash.tracer import Point
 
@@ -39,7 +39,7 @@ def explore(points: list[Point], capsys: pytest.CaptureFixture[str]) -> rig.Tall
     tally = rig.Tally()
     with rig.directory("tmpfs" if os.path.isdir("/dev/shm") else "disk") as top:
         cases = [(rig.SCENES[rig.ROLES[point.call.role]], point) for point in points]
-        for result in rig.Rig(top, jobs=2 * (os.cpu_count() or 1)).run(cases):
+        for result in rig.Rig(top, jobs=stage.side_by_side()).run(cases):
             tally.add(result)
     with capsys.disabled():
         print(f"\n{tally.table()}")
@@ -51,7 +51,7 @@ def calls_of(who: str) -> list[tracer.Call]:
     """All calls of a group of processes."""
     roles = rig.chosen([who])
     with rig.directory("tmpfs" if os.path.isdir("/dev/shm") else "disk") as top:
-        found = rig.Rig(top, jobs=2).calls(list(dict.fromkeys(rig.ROLES[role] for role in roles)))
+        found = rig.Rig(top, jobs=stage.side_by_side()).calls(list(dict.fromkeys(rig.ROLES[role] for role in roles)))
     return [call for call in found if call.role in roles]
 
 
@@ -95,18 +95,18 @@ def compare(one: str, other: str) -> None:
     seen = []
     for base in (one, other):
         os.mkdir(base, 0o700)
-        stage = Stage(base, execute=True)
-        spool.initialise(stage.root, scenes.POLICY)
-        words = stage.python("sub", "--export", "none", "true")
+        made = Stage(base, execute=True)
+        spool.initialise(made.root, scenes.POLICY)
+        words = made.python("sub", "--export", "none", "true")
         if base == one:
-            plan = tracer.Plan(scenes.roots(stage), lambda _: "sub")
-            commands.run_traced(stage, words, plan)
-            seen.append(Counter(call.name for call in stage.traced().calls if call.name in names))
+            plan = tracer.Plan(scenes.roots(made), lambda _: "sub")
+            commands.run_traced(made, words, plan)
+            seen.append(Counter(call.name for call in made.traced().calls if call.name in names))
         else:
-            scenes.roots(stage)
+            scenes.roots(made)
             strace = ["strace", "-f", "-yy", "-e", f"trace={','.join(names)}", "-o", f"{base}/log", *words]
-            subprocess.run(strace, env=stage.env, cwd=base, check=True, capture_output=True)
-            lines = [line for line in stage.log("log").splitlines() if f"{stage.root}" in line or stage.state in line]
+            subprocess.run(strace, env=made.env, cwd=base, check=True, capture_output=True)
+            lines = [line for line in made.log("log").splitlines() if f"{made.root}" in line or made.state in line]
             seen.append(Counter(re.match(r"\d+ +(\w+)", line)[1] for line in lines))
     assert seen[0] == seen[1], seen
     assert seen[0]["rename"] >= 1, seen

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLACK_S = 20.0  # what a fault leaves behind may show so long after it
-TRY_AGAIN = 75
+REFUSED = (2, 75, 78)  # exit codes of a command that made no job
 LAST_S = 1.0  # from the last word of a job to its end, as its parent sees it
 FAMILY = 3  # processes of a node family: so many killed and nobody saw how a job ended
 SPOOL_FAULTS = frozenset(["full", "readonly", "away", "partition"])
@@ -249,8 +249,9 @@ class Judge:
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
 
     def failed(self, job: int, attempt: int) -> bool:
-        """Whether an attempt ended as a failure, by what was written of it."""
-        return any(
+        """Whether an attempt ended as a failure, by what was written of it, or by its own word."""
+        lines = self.by_run.get((job, attempt), [])
+        return any(line.kind == "end" and (line.code or line.signal) for line in lines) or any(
             record["id"] == job and record["attempt"] == attempt and record["state"] in ("FAILED", "TIMEOUT")
             for record in self.world.history
         )
@@ -316,6 +317,9 @@ class Judge:
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":
             died = any(fault.kind in DEATHS for fault in faults)
+            fenced = reason.startswith("lost: this node") and plan is not None and plan.rule == "Y"
+            if fenced and faults:
+                return True
             killed = sum(fault.killed for fault in faults)  # with a full disk the runner alone knew
             return died or killed >= FAMILY or (killed > 0 and any(fault.kind == "disk" for fault in faults))
         if reason.startswith("output"):
@@ -350,10 +354,12 @@ class Judge:
         for told in self.world.told:
             job = job_of.get(told.token)
             result = self.world.results.get(job or 0)
+            if told.code in REFUSED and (job is None or told.code == REFUSED[1]):
+                continue
             if job is None or result is None:
                 self.say("lost", job, f"`run` of {told.token} ended with {told.code}, and there is no result")
                 continue
-            if self.asked[job] or result["attempt"] > 1 or told.code == TRY_AGAIN:
+            if self.asked[job] or result["attempt"] > 1:
                 continue
             wanted = {"TIMEOUT": 124, "CANCELLED": 130, "NODE_FAIL": 1}.get(result["state"], result["exit_code"])
             wanted = 128 + result["signal"] if wanted is None else wanted

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.soak import gather
-from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Verdict, World, check
+from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Told, Verdict, World, check
 from tests.soak.drive import Options, soak
 from tests.soak.node import containment
 
@@ -154,6 +154,8 @@ def test_a_failure_is_tried_again_as_often_as_its_user_said():
     truth = [start(), end(), start(15.0, 2), end(17.0, 2)]
     seen = {"truth": truth, "outputs": {7: Output(10, "s")}, "history": [result()]}
     assert [] == kinds(twice("N", **seen | {"plans": plans}))
+    well = [start(), end(code=0), *truth[2:]]
+    assert "duplicated" in kinds(twice("N", **seen | {"plans": plans, "truth": well, "history": []}))
     assert ["duplicated"] == kinds(twice("N", **seen))
 
 
@@ -231,6 +233,20 @@ def test_what_was_done_to_a_job_explains_its_end():
     assert ["untrue"] == kinds(world(results={7: result(exit_code=3)}, truth=[], asked=asked))
 
 
+def test_only_a_job_that_may_run_elsewhere_is_fenced():
+    fenced = {
+        "state": "NODE_FAIL",
+        "exit_code": None,
+        "signal": 9,
+        "reason": "lost: this node could not reach the spool",
+    }
+    away = [Fault("away", "n1", 9.0, 12.0)]
+    for rule, seen in (("C", ["untrue"]), ("N", ["untrue"]), ("Y", [])):
+        plans = {TOKEN: Plan(TOKEN, "sub", rule, 3)}
+        assert seen == kinds(world(results={7: result(**fenced)}, truth=[start()], faults=away, plans=plans))
+    assert ["untrue"] == kinds(world(results={7: result(**fenced)}, truth=[start()], plans=plans))
+
+
 def test_two_kills_in_the_family_excuse_no_unknown_end():
     seen = world(
         results={7: result(state="NODE_FAIL", exit_code=None)}, faults=[Fault("kill-several", "n1", 11.0, 11.0, 2)]
@@ -244,6 +260,15 @@ def test_a_line_of_history_about_an_earlier_attempt_must_be_true_too():
     seen = {"truth": truth, "asked": asked, "outputs": {7: Output(10, "s")}}
     assert [] == kinds(twice(**seen, history=[result()]))
     assert ["untrue"] == kinds(twice(**seen, history=[result(exit_code=5)]))
+
+
+def test_who_waited_was_told_the_same():
+    assert [] == kinds(world(told=[Told(TOKEN, 3, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 0, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 3, "x", 13.0)]))
+    assert ["lost"] == kinds(world(told=[Told("soak-1-2", 3, "s", 13.0)]))
+    assert [] == kinds(world(told=[Told("soak-1-2", 75, "", 13.0), Told("soak-1-3", 2, "", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 2, "s", 13.0)]))
 
 
 # --- the rest

@@ -27,7 +27,7 @@ CACHE = os.environ.get("SPOOLQ_NFSLAB_CACHE") or os.path.join(
 KERNEL = f"{CACHE}/kernel"
 PROGRAMS = "qemu-system-x86_64 busybox modprobe mkfs.ext4 ip exportfs rpc.nfsd mount.nfs rpcbind"
 NET, CONTROL = "10.77.0", "10.78.0"  # NFS; our commands
-BOOT_S = 120
+BOOT_S = 300  # beside much other load; a machine that hangs at boot is rare
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -2,7 +2,7 @@
 # What the NFS lane needs, on Debian or Ubuntu as root: packages, and a stock kernel that is unpacked, not installed.
 # Nothing is started on this machine: no NFS service, no mount. Tried on Debian 12.
 set -eu
-cache=${SPOOLQ_NFSLAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/spoolq-nfslab}
+cache=${SPOOLQ_NFSLAB_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/spoolq-nfslab}
 packages="qemu-system-x86 nfs-kernel-server nfs-common rpcbind busybox-static kmod e2fsprogs iproute2 procps zstd xz-utils"
 fail() { echo "setup of the NFS lane: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "needs root"
