@@ -100,6 +100,7 @@ class Takeover:
         """(pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0)."""
         give_up = time.monotonic() + _UNBORN_S
         family = {os.getpid(), *self.kin.ancestors()}
+        marker = (self.kin.state_dir, str(run.id), str(run.attempt))
         while True:
             unborn, zombies = False, []
             for stat in self._candidates(family):
@@ -108,7 +109,7 @@ class Takeover:
                 if stat.state == "Z":
                     if stat.session == stat.pid:
                         zombies.append((stat.pid, stat.born))
-                elif enforce.marker_of(stat.pid) == (str(run.id), str(run.attempt)) and stat.session == stat.pid:
+                elif enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
                     return stat.pid, stat.born
                 elif stat.parent in family and process.same_program(stat.pid):
                     unborn = True
