@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import random
-import stat
 from typing import Any
 
 from tests.sim.server import oserror
