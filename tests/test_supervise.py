@@ -480,10 +480,13 @@ def test_a_job_is_looked_for_among_all_processes(monkeypatch):
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     monkeypatch.setattr(process, "children", lambda pid: [])
     taken = takeover.Takeover.__new__(takeover.Takeover)
-    taken.kin = SimpleNamespace(alone=False)
+    taken.kin = SimpleNamespace(alone=False, ancestors=lambda: [1])
     try:
         assert child.pid in [stat.pid for stat in taken._candidates({os.getpid()})]
         assert [] == taken._candidates({0x7FFFFFFF})
+        taken.kin = SimpleNamespace(alone=False, ancestors=list)  # the watchers died after they had forked us
+        assert taken.alone()
+        assert child.pid in [stat.pid for stat in taken._candidates({0x7FFFFFFF})]
     finally:
         child.kill()
         child.wait()
