@@ -73,7 +73,9 @@ def test_a_job_inherits_three_descriptors_default_signals_and_its_own_environmen
     text = node.output()
     assert "fds 0 1 2\n" in text
     assert "in /dev/null" in text
-    assert "env LC_CTYPE NODE PATH SPOOLQ_ATTEMPT SPOOLQ_FAMILY SPOOLQ_JOB_ID" in text.replace("env NODE", "env LC_CTYPE NODE")
+    assert "env LC_CTYPE NODE PATH SPOOLQ_ATTEMPT SPOOLQ_FAMILY SPOOLQ_JOB_ID" in text.replace(
+        "env NODE", "env LC_CTYPE NODE"
+    )
     assert "umask 0o27" in text
     assert "cwd /usr" in text
     assert "leader True" in text
