@@ -328,7 +328,7 @@ def capacities(daemon: "Daemon") -> dict[str, Any]:
     """What the other nodes have to lend, as they say; what one says wrong is not counted."""
     found = {}
     for node in daemon.spool.nodes():
-        said = daemon.spool.read_node(node).get("capacity")
+        said = daemon.spool.read_node(node, sure=True).get("capacity")
         if node != daemon.node and isinstance(said, dict):
             found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
     return found
