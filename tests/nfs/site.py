@@ -52,16 +52,20 @@ class Site:
 
     # --- commands and daemons
 
-    def spoolq(self, node: str, *words: str, stdin: str = "", background: bool = False, timeout: float = PATIENCE_S):
-        """A command on a node: {code, out, err}, or {pid}."""
+    def spoolq(self, node: str, *words: str, stdin: str = "", patient: bool = False, **more: Any) -> Any:
+        """
+        A command on a node: {code, out, err}, or {pid}.
+
+        Args:
+            patient: it waits for a server that is gone; `hung_mount` looks at those who need not.
+        """
+        env = self.env | ({"SPOOLQ_PATIENCE": "0"} if patient else {})
         words = (*self.as_user, PYTHON, "-m", "spoolq", *words)
-        return self.lab.run(node, *words, stdin=stdin, background=background, timeout=timeout, **self.env)
+        return self.lab.run(node, *words, stdin=stdin, **({"timeout": PATIENCE_S} | more), **env)
 
     def ok(self, node: str, *words: str, stdin: str = "") -> str:
         """A command that must succeed: its stdout."""
-        # whoever must be served waits for a server that is gone; `hung_mount` looks at those who need not
-        words = (*self.as_user, "env", "SPOOLQ_PATIENCE=0", PYTHON, "-m", "spoolq", *words)
-        done = self.lab.run(node, *words, stdin=stdin, timeout=PATIENCE_S, **self.env)
+        done = self.spoolq(node, *words, stdin=stdin, patient=True)
         assert done["code"] == 0, (words, done)
         return done["out"]
 
@@ -106,7 +110,7 @@ class Site:
         """Submit so many jobs; the ids that were printed are acknowledged, whatever came after."""
         words = ("sub", "--rerun", rule, "--chdir", "/", *options, "--each-line", "-")
         try:
-            done = self.spoolq(node, *words, stdin=f"{line}\n" * count)
+            done = self.spoolq(node, *words, stdin=f"{line}\n" * count, patient=True)
         except (OSError, ValueError):  # the node lost power
             with self.lock:
                 self.expected.cut += 1
