@@ -11,9 +11,9 @@ starts fits into what it has free; old news cost a lost rename or a second, neve
 
 The turn of a daemon, at each poll while it has room and something waits:
 1. read the queue's names, and node.json of the live nodes that take jobs (at most once a second). Nothing is written.
-2. `plan`. The caller remembers, on its own clock, since when each key of `Share.watch` has been there (others it
-   forgets), and passes that as `waited` the next time. Its own tasks that started since a key `keep` has been there
-   are `young`. What a crash forgets begins anew: the delay is waited once more.
+2. `plan`, if it is `worth_a_plan`. The caller remembers, on its own clock, since when each key of `Share.watch` has
+   been there (others it forgets), and passes that as `waited` the next time. Its own tasks that started since a key
+   `keep` has been there are `young`. What a crash forgets begins anew: the delay is waited once more.
 3. `Share.reserve`: one rename within the queue (`reserve`, with what a crash leaves).
 4. `Plan.start`: claim each as ever. A claim that is LOST was somebody else's: nothing to repair.
 5. node.json is written again when what runs here changed (at most once a second) and with the beat: capacity,
@@ -52,6 +52,18 @@ class Share(NamedTuple):
     reserve: tuple[Entry, str] | None = None
     watch: frozenset[Key] = frozenset()
     again_s: float | None = None
+
+
+def worth_a_plan(waiting: Sequence[Entry], free: Amounts) -> bool:
+    """Whether anything that waits would fit here: if not, nothing can start here that a reservation should prevent."""
+    known: set[tuple[tuple[str, int], ...]] = set()
+    for entry in waiting:
+        wants = tuple(entry.wants.items())
+        if wants not in known:
+            if fits(entry.wants, free):
+                return True
+            known.add(wants)
+    return False
 
 
 def emptiness(wants: Amounts, capacity: Amounts, free: Amounts) -> float:

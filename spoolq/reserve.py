@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from spoolq.entry import MAX_NAME, Entry, fitting, format_name
-from spoolq.resources import Amounts, add, fits, free_of
+from spoolq.resources import Amounts, add, free_of
 
 MOVE_S, MOVE_SHARE = 60.0, 0.25  # a reservation moves to a node that is free so much sooner; less is not worth a rename
 
@@ -98,19 +98,22 @@ def opening(wants: Amounts, node: Node, more: Iterable[Task] = (), free: Amounts
         more: tasks that will be there, beside `node.tasks`.
         free: what is free with them there, if not `node.free`.
     """
-    left = dict(node.free if free is None else free)
-    if fits(wants, left):
+    left = node.free if free is None else free
+    need = {name: amount - left.get(name, 0) for name, amount in wants.items() if amount > left.get(name, 0)}
+    if not need:
         return Opening(0.0, free_of(left, (wants,)))
     tasks = [*node.tasks, *more]
     ends = sorted((task.left_s, index) for index, task in enumerate(tasks) if task.left_s is not None)
     for place, (left_s, index) in enumerate(ends):
-        left = add(left, tasks[index].wants)
-        later = ends[place + 1][0] if place + 1 < len(ends) else None
-        if left_s != later and fits(wants, left):
+        for name in need:
+            need[name] -= tasks[index].wants.get(name, 0)
+        together = place + 1 < len(ends) and ends[place + 1][0] == left_s
+        if not together and max(need.values()) <= 0:
+            left = add(left, *(tasks[index].wants for _, index in ends[: place + 1]))
             return Opening(left_s, free_of(left, (wants,)))
     # a job without a limit must end first, nobody knows when: so only what fits beside the reserved job
     # for ever may start, and counts against that room as long as it runs
-    left = add(left, *(task.wants for task in tasks if task.left_s is None))
+    left = add(left, *(task.wants for task in tasks))
     return Opening(None, free_of(left, (wants, *(task.wants for task in tasks if task.young))))
 
 

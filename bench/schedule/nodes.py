@@ -48,6 +48,7 @@ class Sim:
         self.poll_at: float | None = None
         self.news = [News(-1.0, cpus, ()), News(-1.0, cpus, ())]
         self.publish_at: float | None = None
+        self.said, self.shown = (0.0, 0.0), Node("", {}, {})
         self.since: dict[pack.Key, float] = {}
 
     def next_tick(self, now: float) -> float:
@@ -64,8 +65,11 @@ class Sim:
         news = self.news[1] if self.news[1].at <= when else self.news[0]
         # rewritten with each beat, so its durations are at most a beat old
         wrote = max(news.at, when - (when - self.beat) % BEAT_S)
-        tasks = tuple(_task(since, job, wrote) for since, job in news.tasks)
-        return Node(self.name, {CPUS: self.cpus * UNIT}, {CPUS: news.free * UNIT}, tasks)
+        if self.said != (news.at, wrote):
+            tasks = tuple(_task(since, job, wrote) for since, job in news.tasks)
+            self.shown = Node(self.name, {CPUS: self.cpus * UNIT}, {CPUS: news.free * UNIT}, tasks)
+            self.said = (news.at, wrote)
+        return self.shown
 
 
 def _task(since: float, job: Job, now: float, kept: float = float("inf")) -> Task:
@@ -165,7 +169,7 @@ class Cluster:
         waiting = self.listing(when, now)
         again = None
         started = False
-        if waiting:
+        if pack.worth_a_plan(waiting, {CPUS: node.free * UNIT}):
             start, again = self.decide(node, waiting, when, now)
             for entry in start:
                 started |= self.claim(node, entry, now)

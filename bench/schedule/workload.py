@@ -1,6 +1,7 @@
 """A workload in the Standard Workload Format, as jobs for nodes without MPI."""
 
 import math
+import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -55,3 +56,18 @@ def at_load(jobs: list[Job], cpus: int, wanted: float) -> list[Job]:
 def limited(jobs: list[Job], factor: float | None) -> list[Job]:
     """The same jobs with time limits of so many times what they run, or without."""
     return [job._replace(limit=None if factor is None else math.ceil(job.run * factor)) for job in jobs]
+
+
+def shaken(jobs: list[Job], seed: int, by_s: float = 60.0) -> list[Job]:
+    """
+    The same jobs, each submitted up to so much later; seed 0 leaves them as they are.
+
+    A schedule is chaotic: one job a second later, and another big job has to wait, so that one run of one
+    workload says little about means (so Tsafrir and others shake workloads).
+    """
+    if not seed:
+        return jobs
+    chance = random.Random(seed)
+    moved = [job._replace(submit=job.submit + chance.random() * by_s) for job in jobs]
+    moved.sort(key=lambda job: (job.submit, job.id))
+    return [job._replace(id=place) for place, job in enumerate(moved, 1)]
