@@ -11,12 +11,13 @@ from spoolq.resources import add, fits, free_of
 from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order
 
 amounts = st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 5).map(lambda n: n * 500))
+few = st.dictionaries(st.sampled_from(["cpus", "mem"]), st.integers(0, 2).map(lambda n: n * 500))
 limits = st.none() | st.integers(1, 50)
 entries = st.builds(
     Entry,
     rank=st.integers(499, 501),
     id=st.integers(1, 10_000),
-    wants=amounts,
+    wants=amounts | st.integers(1, 5).map(lambda n: {"cpus": n * 500}),
     limit_s=limits,
     held=st.sampled_from(["", "", "", "HU"]),
     more=st.booleans(),
@@ -31,7 +32,7 @@ def clusters(draw):
     found = []
     for number in range(draw(st.integers(1, 4))):
         tasks = tuple(draw(st.lists(st.builds(Task, amounts, limits, st.booleans()), max_size=4)))
-        idle = draw(amounts)
+        idle = draw(few)  # so that what fits an empty node often fits none now
         found.append(Node(f"n{number + 1}", add(idle, *(task.wants for task in tasks)), idle, tasks))
     return found
 
@@ -168,9 +169,15 @@ def test_the_first_job_that_fits_nowhere_is_kept_a_place_where_it_can_start_firs
 
 
 def test_only_the_node_that_keeps_a_place_declines_what_would_delay():
-    cluster = [busy("n1", (2, 500)), busy("n2", (2, 60))]
-    queue = [job(1, cpus=4), job(2, 70, cpus=2), job(3, 60, cpus=2)]
-    assert {"n1": [2], "n2": [3]} == starts(queue, cluster)
+    cluster = [busy("n1", (1, 500)), busy("n2", (2, 60))]
+    queue = [job(1, cpus=4), job(2, 61, cpus=2), job(3, 60, cpus=2), job(4, 61, cpus=1)]
+    assert {"n1": [2, 4], "n2": [3]} == starts(queue, cluster)
+    assert {"n1": [3], "n2": [2]} == starts(queue[1:3], cluster)
+
+
+def test_what_a_reserved_job_leaves_is_lent_once():
+    queue = [job(1, cpus=3), job(2, cpus=1), job(3, cpus=1), job(4, 60, cpus=1)]
+    assert {"n1": [2, 4]} == starts(queue, [busy("n1", (2, 60))])
 
 
 def test_who_is_declined_for_a_reservation_is_told_for_whom_and_how_long():
