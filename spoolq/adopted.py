@@ -80,7 +80,8 @@ class Adopted:
             if stat and (stat.state not in "ZX" or stat.parent in family or now - since < FOREIGN_S):
                 self.due = min(self.due, now + (UNSURE_S if stat.state in "ZX" else RETRY_S))
                 continue
-            status, at = run.handle.status() if run.handle else None, time.time() - (now - since)
+            status = run.handle.status() if run.handle and not run.unsure else None
+            at = time.time() - (now - since)
             if status is not None:
                 self.runner.finish(run, End(*process.split(status), None, "", at, "pidfd"))
             else:

@@ -159,6 +159,8 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if ready.problem:  # the spool may have been away when its home was read; it is there now
+            ready = daemon.launcher.prepare(at.entry)
         launch(daemon, claimed, ready, began)
     return answer
 
@@ -176,12 +178,14 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT:
+        if error.errno in NOT_THE_JOBS_FAULT or is_away(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
         return
     try:
+        if at.entry.rerun == "N":  # the disk may be ours: a claim that a power loss undid would be made again
+            daemon.spool.make_durable([at])
         live.scratch = daemon.scratch.take()
         message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy)
         message["until"] = began + daemon.policy.fence_s
@@ -189,7 +193,16 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     except Gone:
         raise  # the next runner will say that it does not know it
     except OSError as error:
-        release(daemon, live, f"scratch directory or descriptors: {error.strerror}")
+        release(daemon, live, f"scratch directory, descriptors or spool: {error.strerror}")
+
+
+def is_away(daemon: "Daemon") -> bool:
+    """Whether the spool is not there now: then what a path answers says nothing about the job."""
+    try:
+        daemon.spool.check_same()
+    except (OSError, SpoolqError):
+        return True
+    return False
 
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:

@@ -60,7 +60,13 @@ def gather() -> list[Command]:
 
 def _submission() -> tuple[Flag, ...]:
     files = {"file": "file", "each-line": "file", "output": "file", "error": "file", "chdir": "directory"}
-    values = {"open-mode": "append truncate", "rerun": "never certain yes", "nodelist": "node", "exclude": "node"}
+    values = {
+        "open-mode": "append truncate",
+        "output-mode": "spool local",
+        "rerun": "never certain yes",
+        "nodelist": "node",
+        "exclude": "node",
+    }
     own = {flag.name for flag in arguments.COMMON}
     return tuple(
         Flag(option.name, option.short, option.metavar, option.help, (files | values).get(option.name, ""))

@@ -1,9 +1,8 @@
 """
 The policy of a spool and the settings of users and sites, from text to frozen values.
 
-Also the one reader and the one quoter of TOML, since every text in TOML here has the same enemies.
-Never the standard library's tomllib: a key of 40 kB full of dots makes it use 1.5 GB (measured);
-tomli refuses such a key, and here it does not even get there.
+Also the one reader and the one quoter of TOML, since every text in TOML here has the same enemies. Never tomllib:
+a key of 40 kB full of dots makes it use 1.5 GB (measured); tomli refuses such a key, and it does not even get there.
 Invariant: a Policy's timeouts are ordered, so that a node that lost touch has stopped its jobs
 before another may believe it dead. Unknown keys are errors: a misspelt limit is no limit.
 Never reads a file, never looks at the machine; each value knows where it was said.
@@ -61,9 +60,9 @@ def _number(low: float, high: float = 1e9) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UsageError(f"{kind_of(value)}; must be a number")
-        if not low <= value <= high:
-            raise UsageError(f"{value} is not within {low:g}..{high:g}")
-        return float(value)
+        if low <= value <= high:
+            return float(value)
+        raise UsageError(f"{value} is not within {low:g}..{high:g}")
 
     return read
 
@@ -140,6 +139,7 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_time", _time, "unlimited", "limit of a job that does not say; a bare number is minutes"),
     Key("policy", "default_rerun", _choice(*RERUNS), "certain", "of a job that does not say"),
     Key("policy", "default_retries", lambda n: int(_number(0, 1000)(n)), 0, "of a job that does not say"),
+    Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
@@ -171,10 +171,9 @@ SETTINGS = (
 
 class Policy(NamedTuple):
     """
-    What spool.toml says, with the defaults; see KEYS.
+    What spool.toml says, with the defaults, see KEYS; `in_force`: where each value comes from.
 
-    `default_cpus` and `default_mem` are thousandths; names in `_s`, `_mb` and `_days` are in that
-    unit. `in_force` says where each value comes from.
+    `default_cpus` and `default_mem` are thousandths; names in `_s` and `_mb` are in that unit.
     """
 
     uuid: str
@@ -184,6 +183,7 @@ class Policy(NamedTuple):
     default_time_s: int | None
     default_rerun: str
     default_retries: int
+    default_output_mode: str
     enforce_default_mem: bool
     drop_any_owner: bool
     mem_factor: float
@@ -202,7 +202,7 @@ class Policy(NamedTuple):
         """Fields of a job that does not say: the base of `options.apply`."""
         wants = {CPUS: self.default_cpus, MEM: self.default_mem}
         said = {"rerun": self.default_rerun, "retries": self.default_retries}
-        return {"wants": wants, "limit_s": self.default_time_s, **said}
+        return {"wants": wants, "limit_s": self.default_time_s, "output_mode": self.default_output_mode, **said}
 
 
 class Settings(NamedTuple):

@@ -8,11 +8,12 @@ not here any more follows it, back into the queue or to another node, or is drop
 Invariant: requests about one job take effect in the order of their names; a bad one stops no other.
 """
 
+import contextlib
 import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, home, host
+from spoolq import deliver, home, host, ship
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import NotFound, SpoolqError
@@ -47,9 +48,13 @@ def sound(request: Request) -> bool:
 
 
 def wishes(daemon: "Daemon", node: str) -> dict[tuple[int, int], str]:
-    """(id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet."""
+    """
+    (id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet.
+
+    Attempt 0 stands for a request that says none, as an empty file does: see `Known.wish`.
+    """
     asked = [request for _, request in daemon.spool.requests(node) if sound(request)]
-    return {(r["id"], r["attempt"]): r["verb"] for r in asked if r["verb"] in ("kill", "requeue") and r.get("attempt")}
+    return {(r["id"], r.get("attempt") or 0): r["verb"] for r in asked if r["verb"] in ("kill", "requeue")}
 
 
 def obey(daemon: "Daemon") -> None:
@@ -151,7 +156,11 @@ def sync_followed(daemon: "Daemon", now: float) -> None:
     """Sync outputs that somebody follows: on NFS, unsynced ones reach other machines about 30 s late."""
     for live in daemon.live.values():
         if now < live.followed_until:
-            home.sync_outputs(daemon.spool.root, live.at.entry.id)
+            if live.job and live.job.output_mode == "local":
+                with contextlib.suppress(OSError):  # all of it is shipped when the job ends
+                    ship.increment(daemon.state_dir, live.at)
+            else:
+                home.sync_outputs(daemon.spool.root, live.at.entry.id)
 
 
 def changes_of(entry: Entry, request: Request) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service
+from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -71,7 +71,8 @@ class Daemon:
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher, self.scratch, self.meter = Launcher(spool, node, groups=groups), Scratch(state_dir), host.Meter()
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
+        self.scratch, self.meter = Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -325,8 +326,11 @@ class Daemon:
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
+        ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
-            deliver.deliver(self.spool, self.node, self.ended, lambda item: rerun.requeue_ended(self, item))
+            deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
+            if failed:
+                raise failed
             self._retry_s = RETRY_S[0]
         finally:
             through = [item for item in self.ended if item.through]
@@ -335,6 +339,7 @@ class Daemon:
                 entry = item.at.entry
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
+                ship.forget(self.state_dir, (entry.id, entry.attempt))
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 

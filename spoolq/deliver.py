@@ -52,6 +52,7 @@ class Finished:
     line: bytes = b""
     requeue: bool = False
     retry: bool = False
+    requeued: bool = False
 
     @property
     def ending(self) -> str:
@@ -206,7 +207,7 @@ def write_unstarted(spool: Spool, entry: Entry, ending: str, detail: str, writer
     ended = {"reason": ending, "detail": detail, "ended": time.time()}
     data, line = _texts(entry, ended, job, None)
     spool.record(today(), writer, [line])
-    home.publish_result(spool.root, entry.id, data, sync=False)
+    home.publish_result(spool.root, entry.id, data, sync=True)  # no node would repair it after a power loss
 
 
 def recorded_lines(spool: Spool, node: str, newest: int = 3) -> dict[tuple[int, int], dict[str, Any]]:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterator
 
 from spoolq import fsops
 from spoolq.entry import HOMES
@@ -21,6 +22,7 @@ SCRIPT_LIMIT = 1 << 20
 MOST_DIGITS = 20  # of a number in a name
 RESULT_LIMIT = 64 << 10
 PRIVATE_ENTRY = ".entry"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # no hard links on this file system
 _LINK_TEXT = "../../{home}/job"  # all state directories have the same depth
 
 
@@ -59,7 +61,7 @@ def allocate(root: str, after: int | None = None) -> int:
             # somebody else's: many submitters leapfrog better by looking again than by counting up
             job_id = max(job_id, highest(root)) + 1 if job_id % 8 == 0 else job_id + 1
         except FileNotFoundError:
-            fsops.make_directories(f"{root}/jobs/{job_id // HOMES}")
+            fsops.make_directory(f"{root}/jobs/{job_id // HOMES}")  # and never jobs/: not mounted, it is missing too
 
 
 def fill(
@@ -151,8 +153,43 @@ def read_result(root: str, job_id: int) -> bytes | None:
 
 
 def publish_result(root: str, job_id: int, data: bytes, *, sync: bool) -> None:
-    """Make the result appear whole."""
-    _publish(root, job_id, "result.json", data, sync=sync)
+    """
+    Make the result appear whole, unless that of a later attempt is there: whoever is slow must not replace it.
+
+    So by a link, which fails where a rename would replace. Found by simulation: a daemon that stood
+    still after it had won done/, while a user let the job run again.
+    """
+    path = f"{path_of(root, job_id)}/result.json"
+    private = fsops.private_name(path)
+    with _spared(root, job_id):
+        fsops.create(private, data, sync=sync)
+        try:
+            for _ in range(2):
+                with contextlib.suppress(FileExistsError):
+                    fsops.link(private, path)
+                    return
+                there = _attempt_of(read_result(root, job_id) or b"")
+                if there >= (mine := _attempt_of(data)):
+                    return
+                if there < 0:
+                    break  # torn, or nothing of ours
+                set_aside(root, job_id, mine)
+            fsops.put(private, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            fsops.put(private, path)
+        finally:
+            with contextlib.suppress(OSError):
+                fsops.drop(private)
+
+
+def _attempt_of(data: bytes) -> int:
+    """The attempt that a result is about, or -1."""
+    try:
+        return int(json.loads(data)["attempt"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
 
 
 def set_aside(root: str, job_id: int, attempt: int) -> None:
@@ -165,10 +202,8 @@ def set_aside(root: str, job_id: int, attempt: int) -> None:
     data = read_result(root, job_id)
     if data is None:
         return
-    try:
-        of_attempt = int(json.loads(data)["attempt"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        of_attempt = attempt
+    of_attempt = _attempt_of(data)
+    of_attempt = attempt if of_attempt < 0 else of_attempt
     if of_attempt <= attempt:
         path = path_of(root, job_id)
         fsops.move(f"{path}/result.json", f"{path}/result.{of_attempt}.json")
@@ -193,14 +228,19 @@ def keep_late(root: str, job_id: int, attempt: int, data: bytes) -> None:
 
 
 def _publish(root: str, job_id: int, name: str, data: bytes, *, sync: bool = True) -> None:
-    # a home that somebody removed, or its job made unfit, keeps no result back: history has it too
-    path = path_of(root, job_id)
+    with _spared(root, job_id):
+        fsops.publish(f"{path_of(root, job_id)}/{name}", data, sync=sync)
+
+
+@contextlib.contextmanager
+def _spared(root: str, job_id: int) -> Iterator[None]:
+    """A home that somebody removed, or its job made unfit, keeps no result back: history has it too."""
     try:
-        fsops.publish(f"{path}/{name}", data, sync=sync)
+        yield
     except (NotADirectoryError, IsADirectoryError):
         return
     except FileNotFoundError:
-        if fsops.present(os.path.dirname(path), str(job_id)) is not False:
+        if fsops.present(os.path.dirname(path_of(root, job_id)), str(job_id)) is not False:
             raise
 
 

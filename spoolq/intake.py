@@ -9,6 +9,7 @@ Invariant: at every moment the file or its job exists, never two jobs (model: te
 beforehand, the obvious way, makes two jobs when a silent node's files are taken over).
 """
 
+import errno
 import logging
 import os
 import pwd
@@ -28,9 +29,11 @@ from spoolq.spool import Spool
 log = logging.getLogger("spoolq")
 
 NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", ".filepart")
+LOOK_S = 60.0  # between looks into admit/ that nothing asked for
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
+_NO_JOBS = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a file that will never be one
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
 _PLAIN = re.compile(rb"[A-Za-z0-9._+=@-]")
 _MAX_QUOTED = 180
@@ -88,6 +91,7 @@ class Intake:
         self._tags = 0
         self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
         self._spare: list[int] = []  # homes of admissions that failed
+        self._look_at = 0.0  # a rename that failed may still be carried out by the server, and bring a file there
         self.unfinished = True  # look into admit/ at the first step: an earlier daemon may have died
 
     def step(self, now: float) -> int:
@@ -98,9 +102,11 @@ class Intake:
             now: s, monotonic.
         """
         admitted = 0
-        if self.unfinished:
-            self.unfinished = False
-            for name in sorted(fsops.names(self._admit())):
+        if self.unfinished or now >= self._look_at:
+            names = sorted(fsops.names(self._admit()))
+            self.spool.check_same()  # where it is not mounted, nothing lies there
+            self.unfinished, self._look_at = False, now + LOOK_S
+            for name in names:
                 admitted += self._admit_one(name)
         present = fsops.names(f"{self.spool.root}/drop")
         self._seen = {name: seen for name, seen in self._seen.items() if name in present}
@@ -232,10 +238,12 @@ class Intake:
         """The job in a file; JobFileError or UsageError with a message for a person."""
         facts = fsops.look(path)
         if facts is None:
-            raise JobFileError("is gone", file=name)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # or the spool is
         try:
             data = fsops.read(path, home.SCRIPT_LIMIT)
         except OSError as error:
+            if error.errno not in _NO_JOBS:
+                raise  # the spool's fault, not the file's
             raise JobFileError(f"{error.strerror}: a job must be a regular file up to 1 MB", file=name) from error
         if not data:
             raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)

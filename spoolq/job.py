@@ -34,6 +34,7 @@ class Job(NamedTuple):
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
         output, error: file patterns, or None for the job's home.
+        output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -52,6 +53,7 @@ class Job(NamedTuple):
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
+    output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     held: str = ""

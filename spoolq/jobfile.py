@@ -4,8 +4,7 @@ Texts that are jobs: the TOML file a user writes, a script with `#SPOOLQ` lines,
 Invariants: any bytes give a job or a JobFileError (Misconfigured for a newer format) that names the
 line, nothing else; read_job(format_job(job)) == job, but for values in `export`, which are left out
 because others may read the file. What a stored file does not say has the default of format 1 for
-ever; cpus, memory, directory and umask are always said.
-Never reads a file from disk.
+ever; cpus, memory, directory and umask are always said. Never reads a file from disk.
 """
 
 import datetime as dt
@@ -31,8 +30,9 @@ SHELL = ("/bin/sh", "-c")
 # key of a stored file -> field of Job, where the value is one text
 _TEXTS = {"name": "name", "chdir": "chdir", "output": "output", "error": "error", "open-mode": "open_mode"}
 _TEXTS |= {"held": "held", "export": "export", "rerun": "rerun", "user": "user", "submitted": "submitted"}
-_TEXTS |= {"submit_host": "submit_host"}
+_TEXTS |= {"submit_host": "submit_host", "output-mode": "output_mode"}
 _CHOICES = {"open-mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
+_CHOICES |= {"output-mode": ("spool", "local")}
 
 _BOM = b"\xef\xbb\xbf"
 _DIRECTIVE = re.compile(rb"\s*(#SPOOLQ|#SBATCH|#\s+SPOOLQ\s+-)", re.IGNORECASE)
@@ -205,6 +205,7 @@ def _rest(job: Job) -> str:
         ("output", job.output, None),
         ("error", job.error, None),
         ("open-mode", job.open_mode, "truncate"),
+        ("output-mode", job.output_mode, "spool"),
         ("export", job.export if "=" not in job.export else shown(job.export), "all"),
         ("user", job.user, ""),
         ("submitted", job.submitted, ""),

@@ -10,6 +10,7 @@ the disk takes it.
 It knows keys of jobs and lines of text; what the lines mean to the runner is the runner's matter.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -109,7 +110,8 @@ class Journal:
     def close(self) -> None:
         """Let go of the file; another process may have it open."""
         if self._fd >= 0:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # closed all the same, and a lost write shows when it is read
+                os.close(self._fd)
             self._fd = -1
 
     def drop(self) -> None:

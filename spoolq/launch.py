@@ -15,12 +15,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, host, jobfile
+from spoolq import environment, fsops, home, host, jobfile, ship
 from spoolq.config import Policy
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
 from spoolq.resources import MEM, UNIT
+from spoolq.ship import Target
 from spoolq.spool import Spool
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
@@ -53,14 +54,15 @@ def _hopeless(problem: str) -> Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str, *, groups: str | None = None) -> None:
+    def __init__(self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None) -> None:
         """
         Nothing is read yet.
 
         Args:
+            state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
         """
-        self.spool, self.node, self.groups = spool, node, groups
+        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -74,6 +76,9 @@ class Launcher:
         if known and (not known[1].missing or now - known[0] < LOOK_AGAIN_S):
             return known[1]
         ready = self._read(entry)
+        if ready.problem:
+            self.spool.check_same()  # away, or not a spool's fault
+            return ready
         self._prepared[entry.id] = (now, ready)
         while len(self._prepared) > REMEMBER:
             self._prepared.popitem(last=False)
@@ -105,32 +110,40 @@ class Launcher:
         """
         Descriptors for stdout and stderr; one and the same file if only --output was given.
 
+        In output mode `local` they are local files, and the real ones are opened to see that it can be done.
+
         Raises:
             OSError: naming the file that cannot be written.
         """
         again = entry.attempt > 1 or job.open_mode == "append"
+        targets = self._open(entry, job, again=again)
+        fds = [target.fd for target in targets]
+        if job.output_mode == "local":
+            fds = ship.begin(self.state_dir, entry, targets, again=again)
+        try:
+            return fds if len(fds) > 1 else [fds[0], os.dup(fds[0])]
+        except OSError:
+            fsops.close(fds[0])
+            raise
+
+    def _open(self, entry: Entry, job: Job, *, again: bool) -> list[Target]:
         names = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user}
         names |= {"N": self.node, "r": str(entry.attempt)}
-        root = self.spool.root
-        path = home.output_path(root, entry.id, job.output, "stdout", names, job.chdir)
-        out = fsops.open_output(path, append_to=again)
-        if job.output is not None:
-            self._leave_link(entry.id, "stdout", path)
-        if job.error is None and job.output is not None:
+        opened: list[Target] = []
+        for stream, pattern in (("stdout", job.output), ("stderr", job.error)):
+            if opened and job.output is not None and pattern in (None, job.output):
+                break  # one file for both
+            path = home.output_path(self.spool.root, entry.id, pattern, stream, names, job.chdir)
             try:
-                return [out, os.dup(out)]
+                fd = fsops.open_output(path, append_to=again)
             except OSError:
-                fsops.close(out)
+                for target in opened:
+                    fsops.close(target.fd)
                 raise
-        try:
-            path = home.output_path(root, entry.id, job.error, "stderr", names, job.chdir)
-            err = fsops.open_output(path, append_to=again)
-        except OSError:
-            fsops.close(out)
-            raise
-        if job.error is not None:
-            self._leave_link(entry.id, "stderr", path)
-        return [out, err]
+            opened.append(Target(stream, path, pattern is None, fd))
+            if pattern is not None:
+                self._leave_link(entry.id, stream, path)
+        return opened
 
     def _leave_link(self, job_id: int, stream: str, path: str) -> None:
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, host, local, resources, service, where
+from spoolq import arguments, cgroup, host, local, patience, resources, service, where
 from spoolq.arguments import Flag
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
@@ -48,6 +48,7 @@ def node(argv: Sequence[str]) -> int:
     logging.basicConfig(
         level=logging.WARNING if given.has("quiet") else logging.INFO, format="spoolq: %(message)s", stream=sys.stderr
     )
+    care = patience.watch.care = service.Serving()
     found = where.find(given.last("spool"), make=True)
     name = given.last("name") or found.setting("node.name") or host.node_name()
     if not NODE_NAME.fullmatch(name):
@@ -71,7 +72,7 @@ def node(argv: Sequence[str]) -> int:
 
     def stop() -> None:
         service.notify("STOPPING=1")
-        daemon.stopping = True
+        daemon.stopping = care.stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         wake.on_signal(number, stop)

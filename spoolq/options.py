@@ -179,6 +179,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("output", "o", "FILE", _path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
     Option("error", "e", "FILE", _path("error"), "where stderr goes", "as stdout"),
     Option("open-mode", "", "HOW", _choice("open_mode", ("append", "truncate")), "append or truncate", "truncate"),
+    Option("output-mode", "", "WHERE", _choice("output_mode", ("spool", "local")), "local: ship at the end", "spool"),
     Option("export", "", "WHAT", _export, "variables to take: all, none, NAME, NAME=VALUE,..", "all", kind="list"),
     Option("umask", "", "MASK", _umask, "mode bits to take off new files", "the current"),
     Option("rerun", "", "WHEN", _choice("rerun", tuple(RERUNS)), "if its node dies: never, certain, yes", "certain"),

@@ -117,7 +117,7 @@ def refusal(runner: "Runner", message: Message) -> str:
 
 def hello(runner: "Runner", message: Message) -> None:
     """A daemon begins; it is told everything that was not forgotten."""
-    runner.greeted = True
+    runner.greeted, runner.leaving = True, False
     runner.out.clear()
     lease(runner, {"until": message.get("boottime_lease"), "fence": message.get("fence")})
     family = runner.kin.ancestors()
@@ -237,6 +237,8 @@ def stop(runner: "Runner", _message: Message) -> None:
     """End the family, if nothing needs it."""
     if runner.runs:
         runner.out.append(encode({"op": "busy", "jobs": len(runner.runs)}))
+    elif runner.sweep_at != NEVER:
+        runner.leaving = True  # what the last jobs left behind has a moment more, and is not to outlive us
     else:
         runner.end()
 

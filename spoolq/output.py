@@ -12,7 +12,7 @@ from spoolq import arguments, awaiting, home, patience, where
 from spoolq.arguments import Command, Flag
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
-from spoolq.tail import STDOUT, Following, Stream
+from spoolq.tail import STDOUT, Following, Stream, ships
 
 OUT = Command(
     "out",
@@ -57,6 +57,9 @@ def _print(spool: Spool, job_id: int, name: str, lines: int) -> None:
     if lines >= 0 and (not stream.listed or name in names):
         stream.skip_to_last(lines)
     stream.pump(names)
+    if "result.json" not in names and ships(spool, job_id) and (placed := spool.find(job_id)).top == "running":
+        sys.stdout.flush()
+        sys.stderr.write(f"spoolq: job {job_id} keeps its output on {placed.node} until it ends; -f asks for it\n")
 
 
 def _settle(spool: Spool, job_id: int, stream: Stream) -> list[str]:

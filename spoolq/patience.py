@@ -54,9 +54,9 @@ class Care:
         """The call has returned after all."""
         say(f"the spool {self.spool} answers again" if self.spool else "the file system answers again")
 
-    def still(self) -> None:
-        """Stuck, at each look."""
-        if time.monotonic() >= self.until:
+    def still(self, waited_s: float) -> None:
+        """In state D at this look, and in one call for so long."""
+        if waited_s > 0 and time.monotonic() >= self.until:
             self.leave(self.code, f"{self.silent}; time is over")
 
     def told(self, number: int) -> None:
@@ -88,8 +88,6 @@ class Watch:
         signals = sys.modules["_signal"]
         signals.pthread_sigmask(signals.SIG_BLOCK, _DEADLY)
         patience_s = _patience()
-        if patience_s <= 0:
-            return
         pause_s = min(LOOK_S, patience_s / 2)
         looks, slept, said = (
             0,
@@ -114,11 +112,11 @@ class Watch:
                     said = False
                     self.care.back()
             before = call if stuck else (None, 0)
+            waited_s = (looks - 1) * pause_s
             if stuck:
-                self.care.still()
+                self.care.still(waited_s)
             if looks > 1 and pending:
                 self.care.told(pending)
-            waited_s = (looks - 1) * pause_s
             if waited_s >= patience_s and not said:
                 said = True
                 self.care.hung(waited_s)
@@ -132,7 +130,7 @@ def _patience() -> float:
         seconds = float(os.environ.get(VARIABLE) or PATIENCE_S)
     except ValueError:
         return PATIENCE_S
-    return seconds if 0 <= seconds < 1e9 else 0.0
+    return seconds if seconds > 0 else float("inf")
 
 
 def look(thread: int) -> tuple[bool, int, int]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from spoolq import host, recover, rerun
 from spoolq.control import wishes
+from spoolq.deliver import recorded_lines
 from spoolq.fsops import Answer
 from spoolq.lease import ABSENT, LATE, STILL, Life, Watch, judge, observe, successors
 from spoolq.rerun import Known
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spoolq")
 
+LATEST = 50  # of its results: more do not end between two commits
 BARE_BEATS = 30  # between listings of what a node has left that is gone and had left nothing
 
 
@@ -68,7 +70,8 @@ class Peers:
         reaping = self.daemon.spool.on_node(name, "reaping")
         dropped = self.daemon.intake.left_by(name)
         life = self.judge(name)
-        if life is not self.lives.get(name) and life in (Life.SILENT, Life.DEAD):
+        fresh = life is not self.lives.get(name) and life in (Life.SILENT, Life.DEAD)
+        if fresh:
             log.warning("node %s is %s after %.0f s without a heartbeat", name, life.value, watch.still_s)
         self.lives[name] = life
         if life not in (Life.SILENT, Life.DEAD):
@@ -80,6 +83,8 @@ class Peers:
             take_over(self.daemon, name, mine)
         for file in dropped:
             self.daemon.intake.inherit(name, file)
+        if fresh:  # it may have died between a commit and result.json, and never come back
+            recover.repair_results(self.daemon, recorded_lines(self.daemon.spool, name), LATEST)
 
     def observe(self, name: str) -> Watch | None:
         """Read its heartbeat once more."""

@@ -60,9 +60,10 @@ class Presence:
             ours = file.read().split()
         if found and not self._stands_still(found, self._needed_s(found[1], ours)):
             return False
-        with open(path + ".new", "w", encoding="ascii") as file:
-            file.write(" ".join([*ours[-INSTANCES:], self.instance]))
-        os.rename(path + ".new", path)
+        # durable: after a power loss that took node.json too, nothing else would say that those were ours
+        last = [found[1]] if found and found[1] in ours else []  # stays, however many daemons never come to beat
+        names = dict.fromkeys([*last, *ours[-INSTANCES:], self.instance])
+        fsops.publish(path, " ".join(names).encode(), mode=0o600)
         with contextlib.suppress(OSError):  # said of an earlier life, it is void anyway
             self.spool.mark_node(self.node, "dead", on=False)
         return True

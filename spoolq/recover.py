@@ -18,7 +18,7 @@ import select
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, home, host, result
+from spoolq import __version__, control, deliver, home, host, result, ship
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("spoolq")
 
 REPAIR = 1000  # newest results that a power loss may have torn
-FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT)
 FULL_S, TWIN_S = 5.0, 1.0  # between looks, at start: whether a full spool takes a heartbeat, whether a twin beats
 
 
@@ -52,7 +52,7 @@ def come_up(daemon: "Daemon") -> None:
     """
     Enter the spool and beat, once it is certain that no other machine serves as this node.
 
-    A spool that is full is asked until it is not, since jobs run and their ends wait here.
+    A spool that is full, read-only or away is asked until it is not, since jobs run and their ends wait here.
     """
     while not daemon.stopping:
         wait_s = TWIN_S
@@ -62,9 +62,9 @@ def come_up(daemon: "Daemon") -> None:
                 daemon.presence.beat()
                 return
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in PASSES:
                 raise
-            log.warning("spool error=%s: waiting for room", error.strerror)
+            log.warning("spool error=%s: waiting for it", error.strerror)
             wait_s = FULL_S
         poller = select.poll()
         poller.register(daemon.wake.fileno(), select.POLLIN)
@@ -98,7 +98,8 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
-    reaping, here = daemon.spool.on_node(daemon.node, "reaping"), set()
+    running = daemon.spool.on_node(daemon.node, lasting=True)
+    reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
@@ -107,17 +108,21 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 settle(daemon, at, anybody)
-    for at in daemon.spool.on_node(daemon.node):
+    for at in running:
         here.add((at.entry.id, at.entry.attempt))
         if not is_pending(daemon, at.entry.id):
             with spared(at):
                 take_over(daemon, at, known)
     for live in list(daemon.live.values()):
         key = (live.at.entry.id, live.at.entry.attempt)
-        if key not in here and key not in known.jobs:
+        if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
     for key in known.jobs.keys() - here:
         complete_result(daemon, key, known)
+    kept = {key for key in known.jobs if known.state(key) == "running"}
+    placed = [live.at.entry for live in daemon.live.values()] + [item.at.entry for item in daemon.ended]
+    kept |= {(entry.id, entry.attempt) for entry in placed}
+    ship.tidy(daemon.spool, daemon.state_dir, daemon.node, kept)
     if not journal_of_this_boot(daemon.state_dir):
         repair_results(daemon, known.recorded)
         mark_boot(daemon.state_dir)
@@ -144,8 +149,13 @@ def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
                 home.keep_late(daemon.spool.root, *key, item.result)
             elif home.read_result(daemon.spool.root, key[0]) is None:
                 home.publish_result(daemon.spool.root, key[0], item.result, sync=False)
-    except (NotFound, FileNotFoundError):
-        pass  # swept, or its home is gone
+    except (NotFound, FileNotFoundError) as error:
+        try:
+            daemon.spool.check_same()  # swept, or its home is gone
+        except OSError:
+            log.warning("not completed job=%d attempt=%d error=%s", *key, error)
+            daemon.incomplete = True
+            return
     except OSError as error:
         log.warning("not completed job=%d attempt=%d error=%s", *key, error)
         daemon.incomplete = True
@@ -178,6 +188,7 @@ def take_over(daemon: "Daemon", at: Placed, known: Known) -> None:
     elif record := deliver.proof(known.recorded, entry):
         finish_recorded(daemon, at, record)
     else:
+        ship.ship(daemon.spool, daemon.state_dir, at.place, key)
         answer, taken = daemon.spool.reap(at, daemon.node)
         if answer is Answer.WON:
             settle(daemon, taken, known)
@@ -199,12 +210,13 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         daemon.drop_live(live)
         live = None
     if live is None:
-        outputs = home.reopen_outputs(daemon.spool.root, key[0])
+        local = ship.kept(daemon.state_dir, key)
+        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
         read = deliver.read_job(daemon.spool, key[0])
         live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
-    if wish := known.wishes.get(key):
+    if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
         if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
@@ -270,13 +282,18 @@ def mark_boot(state_dir: str) -> None:
     os.replace(path + ".new", path)
 
 
-def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]]) -> None:
-    """After a reboot: results that a power loss of a local disk tore are written again from history."""
-    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-REPAIR:]}
+def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: int = 0) -> None:
+    """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
+    newest = {job_id: record for (job_id, _), record in list(recorded.items())[-(most or REPAIR) :]}
     for job_id, record in newest.items():
         with contextlib.suppress(OSError, SpoolqError):
             data = home.read_result(daemon.spool.root, job_id)
-            if data is not None and result.parse(data) is None:
+            if data is None:
+                at = daemon.spool.lookup("done", job_id)
+                bad = at is not None and at.entry.gen == record["gen"]
+            else:
+                bad = result.parse(data) is None
+            if bad:
                 home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
                 log.warning("repaired result job=%d", job_id)
 
@@ -287,7 +304,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
 
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
-    running = daemon.spool.on_node(daemon.node)
+    running = daemon.spool.on_node(daemon.node, lasting=True)
     unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]

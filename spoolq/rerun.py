@@ -45,6 +45,10 @@ class Known:
         """Read only if it is needed: a busy node writes much in a day."""
         return deliver.recorded_lines(self.daemon.spool, self.node)
 
+    def wish(self, key: Key) -> str:
+        """What a user asked for this attempt, or for whichever is there."""
+        return self.wishes.get(key) or self.wishes.get((key[0], 0), "")
+
     def state(self, key: Key) -> str:
         """What the runner says of an attempt: `running`, `ended`, `doubtful`, or empty."""
         return str(self.jobs[key]["state"]) if key in self.jobs else ""
@@ -63,7 +67,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
-    if known.wishes.get(key) == "kill":
+    if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
         return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
     if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted
@@ -87,6 +91,8 @@ def run_again(daemon: "Daemon", at: Placed, *, held: str = "") -> Answer:
     if held and answer is not Answer.LOST:
         daemon.retries[(target.entry.id, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
     daemon.spool.committed([])
+    daemon.looked = daemon.limits.once and daemon.looked
+    daemon.set_due("queue", 0.0)
     log.info("requeued job=%d attempt=%d %s %s", at.entry.id, at.entry.attempt + 1, held, answer.value)
     return answer
 
@@ -101,6 +107,9 @@ def finish_recorded(daemon: "Daemon", at: Placed, record: dict[str, Any]) -> Non
 
 def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
     """An attempt that ended and is to run again: through reaping/<me>, as after a node failure."""
+    if item.requeued:
+        deliver.write_attempt(daemon.spool, item, daemon.node)
+        return True
     if item.at.top == "running":
         answer, taken = daemon.spool.reap(item.at, daemon.node)
         if answer is Answer.UNKNOWN:
@@ -112,11 +121,19 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]
         with contextlib.suppress(OSError):
             fsops.close(fd)
+    forget_nameless(daemon, item.at)
     answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
     if answer is Answer.WON:
-        with contextlib.suppress(OSError):  # it runs again all the same
-            deliver.write_attempt(daemon.spool, item, daemon.node)
+        item.requeued = True  # before its line: if that is refused, only the line is written later
+        deliver.write_attempt(daemon.spool, item, daemon.node)
     return answer is not Answer.UNKNOWN
+
+
+def forget_nameless(daemon: "Daemon", at: Placed) -> None:
+    """Remove requests that say no attempt before there is a next one, which they would end too, and so for ever."""
+    for name, request in daemon.spool.requests(daemon.node):
+        if request.get("id") == at.entry.id and request.get("verb") == "requeue" and not request.get("attempt"):
+            daemon.spool.answered(daemon.node, name)
 
 
 def wanted(item: Finished) -> bool:

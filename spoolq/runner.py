@@ -47,7 +47,7 @@ class Runner:
         self.sampled: dict[Key, Run] = {}
         self.alarm = self.sample_at = self.sweep_at = self.sync_at = self.retry_at = self.soon_at = NEVER
         self.idle_since, self.spent_s, self.most_s = time.monotonic(), 0.0, 0.0
-        self.over = False
+        self.over = self.leaving = False
         self._die = os.environ.get("SPOOLQ_TEST_DIE", "")
         self.poll = select.poll()
         self.adopted = Adopted(self)
@@ -135,6 +135,8 @@ class Runner:
         if now >= self.sweep_at:
             again = self.enforcer.sweep(now, self.by_pid.values())
             self.sweep_at = now + SWEEP_S if again else NEVER
+            if self.leaving and not (again or self.runs):
+                self.end()
         if self.fence != NEVER and process.boottime() > self.fence:
             for run in self.fenced():
                 self.happen(run, Event.FENCE, "this node could not reach the spool; the job may run elsewhere")
@@ -237,7 +239,8 @@ class Runner:
         run = self.by_pid.get(record["pid"])
         if run is not None and run.earliest <= record["born"] <= run.latest:
             usage = tuple(record["usage"])
-            self.finish(run, End(record["code"], record["signal"], usage, record["comm"], record["at"]))
+            if not run.unsure:  # else `adopted` sees its end, and knows no more
+                self.finish(run, End(record["code"], record["signal"], usage, record["comm"], record["at"]))
 
     def finish(self, run: Run, end: End) -> None:
         """A job's first process has ended; if it never started its pid is 0."""
@@ -334,7 +337,8 @@ class Runner:
                     orders.obey(self, message, fds)
                 finally:
                     for fd in fds:
-                        os.close(fd)
+                        with contextlib.suppress(OSError):  # NFS says here what the daemon hears at its fsync
+                            os.close(fd)
             if self.channel and self.channel.waiting:
                 self.tell()
         except Gone:

@@ -84,12 +84,13 @@ class Run:
         line: the `ended` message once it is over, journal and wire alike.
         deadline: when the grace is over; only while ending or killing.
         sampled: whether its memory is sampled, since no cgroup enforces the limit.
+        unsure: `pid` is of the job, but perhaps not its first process: its end is not the job's.
     """
 
     __slots__ = (
         "attempt", "cgroup", "cpu_s", "deadline", "detail", "earliest", "gen", "grace_s", "handle", "id", "latest",
         "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled", "scratch",
-        "since", "stage", "started", "text", "trampoline",
+        "since", "stage", "started", "text", "trampoline", "unsure",
     )  # fmt: skip
 
     def __init__(self, text: str, go: Mapping[str, Any]) -> None:
@@ -103,7 +104,7 @@ class Run:
         self.scratch: str = go.get("scratch") or ""
         self.trampoline = bool(go.get("remote") or self.cgroup)
         self.pid = self.earliest = self.latest = 0
-        self.own = True
+        self.own, self.unsure = True, False
         self.handle: Any = None  # the pure rooms do not know processes
         self.started = self.since = 0.0
         self.stage, self.reason, self.detail = Stage.RUNNING, "", ""

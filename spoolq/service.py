@@ -1,14 +1,16 @@
 """
 What a service manager is told: ready, alive, stopping (sd_notify(3); ten lines beat a dependency).
 
-The watchdog is fed by the daemon's loop also while the spool does not answer, since a restart would
-not mend a mount; it is for a daemon that hangs for a reason of its own.
+The watchdog is fed by the daemon's loop, and by the thread that sees it wait for a spool that does not answer,
+since a restart would not mend a mount; it is for a daemon that hangs for a reason of its own.
 """
 
 import contextlib
 import os
 import socket
 import time
+
+from spoolq.patience import Care, say
 
 _last = [0.0]
 
@@ -28,3 +30,35 @@ def feed_watchdog() -> None:
     if now - _last[0] >= 1.0:
         _last[0] = now
         notify("WATCHDOG=1")
+
+
+class Serving(Care):
+    """What becomes of a hang while a node serves: jobs go on, and so does the daemon, when the spool answers."""
+
+    def __init__(self) -> None:
+        """Nothing hangs."""
+        super().__init__()
+        self.hanging = self.stopping = False
+
+    def hung(self, waited_s: float) -> None:  # noqa: ARG002  # as declared
+        """Say it; what runs goes on, and what ends waits on the local disk."""
+        self.hanging = True
+        say(f"{self.silent}: jobs go on, their results wait here")
+        notify(f"STATUS={self.silent}; jobs go on")
+
+    def back(self) -> None:
+        """Say it."""
+        self.hanging = False
+        super().back()
+        notify(f"STATUS=serving {self.spool}")
+
+    def still(self, waited_s: float) -> None:  # noqa: ARG002  # as declared
+        """Alive; or, when it was told to stop before, gone."""
+        feed_watchdog()
+        if self.stopping and self.hanging:
+            self.told(0)
+
+    def told(self, number: int) -> None:  # noqa: ARG002  # any is an order to stop
+        """Stop: killing a daemon at any line loses nothing."""
+        notify("STOPPING=1")
+        self.leave(0, f"{self.silent}: stopped all the same; jobs that run go on, the next daemon takes them over")

@@ -108,6 +108,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
+        "output_mode": job.output_mode,
         "export": job.export,
         "user": job.user,
         "submitted": job.submitted or None,

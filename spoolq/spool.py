@@ -2,12 +2,13 @@
 The spool: alone knows the directory layout and the rename protocol.
 
 One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and
-directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever
-used twice, and contended transitions go to a directory that only the mover writes
-(`running/<me>`, `reaping/<me>`). Whoever the entry belongs to afterwards is told by `move` alone.
+directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and
+contended transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`). Whoever the entry
+belongs to afterwards is told by `move` alone.
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -50,7 +51,7 @@ class Placed(NamedTuple):
 
     @property
     def node(self) -> str:
-        """The node it is on, or empty."""
+        """The node it is on, or empty; the directories of nodes are never removed."""
         return self.place.partition("/")[2] if self.top in ("running", "reaping") else ""
 
     @property
@@ -87,6 +88,8 @@ class Spool:
         try:
             data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
         except OSError as error:
+            if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH):
+                raise TryAgain(f"{self.root}: {error.strerror}: no answer, or lost by its server") from error
             raise Misconfigured(f"{self.root}: not a spool: spool.toml: {error.strerror}") from error
         if data is None:
             raise Misconfigured(f"{self.root}: not a spool (no spool.toml): not mounted, or run `spoolq init` first")
@@ -117,10 +120,10 @@ class Spool:
         """The segments of queue or held in the order in which their jobs start."""
         return sorted(fsops.names(f"{self.root}/{top}"))
 
-    def entries(self, place: str) -> list[Entry]:
-        """The entries of one directory in start order; names that are none are skipped."""
-        found = [entry for name in fsops.names(f"{self.root}/{place}") if (entry := parse_name(name))]
-        return sorted(found, key=order)
+    def entries(self, place: str, *, lasting: bool = False) -> list[Entry]:
+        """The entries of one directory in start order; names that are none are skipped. `lasting`: as `fsops.names`."""
+        names = fsops.names(f"{self.root}/{place}", lasting=lasting)
+        return sorted((entry for name in names if (entry := parse_name(name))), key=order)
 
     def waiting(self, top: str = "queue") -> Iterator[Placed]:
         """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
@@ -129,9 +132,9 @@ class Spool:
             for entry in self.entries(place):
                 yield Placed(place, entry)
 
-    def on_node(self, node: str, top: str = "running") -> list[Placed]:
-        """What is claimed by or runs on a node."""
-        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}")]
+    def on_node(self, node: str, top: str = "running", *, lasting: bool = False) -> list[Placed]:
+        """What is claimed by or runs on a node; `lasting` if it is our own, which has made its directories."""
+        return [Placed(f"{top}/{node}", entry) for entry in self.entries(f"{top}/{node}", lasting=lasting)]
 
     def live(self) -> list[Placed]:
         """Everything that has not ended: waiting, held, running, reaping."""
@@ -163,13 +166,14 @@ class Spool:
         missed; an id that has a home but no entry was never submitted whole.
 
         Raises:
-            NotFound
+            NotFound; OSError if the spool is not there.
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
                 match = self.lookup(top, job_id)
                 if match is not None:
                     return match
+            self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
 
     def lookup(self, top: str, job_id: int) -> Placed | None:
@@ -200,8 +204,9 @@ class Spool:
         """
         top = "held" if entry.held else "queue"
         target = Placed(place_of(top, entry), entry)
-        answer = fsops.move(f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}", f"{self.root}/{target.path}")
-        # only we know this private name: gone means committed, and a node may have claimed it since
+        private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
+        answer = fsops.move(private, f"{self.root}/{target.path}")
+        # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
         return target
@@ -217,13 +222,15 @@ class Spool:
         return fsops.move(f"{self.root}/{path}", f"{self.root}/{target.path}"), target
 
     def committed(self, places: Iterable[Placed]) -> None:
-        """Make submissions durable (names on a local disk) and wake the nodes of this machine."""
-        for place in {placed.place for placed in places}:
-            try:
-                fsops.sync_directory(f"{self.root}/{place}")
-            except FileNotFoundError:
-                continue  # emptied by nodes and swept: further along than durable
+        """Make submissions durable and wake the nodes of this machine."""
+        self.make_durable(places)
         fsops.ring(f"{self.root}/queue")
+
+    def make_durable(self, places: Iterable[Placed]) -> None:
+        """Let the names of entries survive a power loss of the server, which may be this machine."""
+        for place in {placed.place for placed in places}:
+            with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
+                fsops.sync_directory(f"{self.root}/{place}")
 
     # --- transitions: one rename each
 
@@ -291,9 +298,9 @@ class Spool:
         return sorted(filter(NODE_NAME.fullmatch, fsops.names(f"{self.root}/nodes")))
 
     def enter_node(self, node: str) -> None:
-        """Make what a node needs."""
-        for path in (f"nodes/{node}/control", f"nodes/{node}/admit", f"running/{node}", f"reaping/{node}"):
-            fsops.make_directories(f"{self.root}/{path}")
+        """Make what a node needs, one level at a time: nothing where the spool is not mounted."""
+        for path in ("nodes/{}", "nodes/{}/control", "nodes/{}/admit", "running/{}", "reaping/{}"):
+            fsops.make_directory(f"{self.root}/{path.format(node)}")
 
     def write_node(self, node: str, facts: dict[str, Any]) -> None:
         """Publish node.json."""
@@ -311,12 +318,7 @@ class Spool:
         fsops.publish(f"{self.root}/nodes/{node}/heartbeat", f"{count} {instance}\n".encode(), sync=False)
 
     def read_beat(self, node: str) -> tuple[int, str] | None:
-        """
-        (counter, instance) by open and read, never by stat; None if there is none.
-
-        Raises:
-            OSError: it cannot be read now, which says nothing about the node.
-        """
+        """(counter, instance) by open and read, never by stat; None if there is none; OSError if nobody can tell."""
         words = self._read_small(f"nodes/{node}/heartbeat", sure=True).split()
         return (int(words[0]), words[1]) if len(words) == 2 and home.is_number(words[0]) else None
 
@@ -386,8 +388,7 @@ class Spool:
 
 
 def _named(name: str) -> dict[str, Any]:
-    # `touch nodes/n1/control/me.42.kill`
-    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]
+    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]  # of `touch nodes/n1/control/me.42.kill`
     return {"verb": verb, "id": int(job_id)} if verb in BY_NAME and re.fullmatch("[0-9]{1,18}", job_id) else {}
 
 

@@ -14,6 +14,7 @@ with it. It never touches the spool, and cannot: it does not import the room tha
 import contextlib
 import os
 import sys
+from typing import NoReturn
 
 from spoolq.channel import SOCKET
 from spoolq.kin import Kin
@@ -41,7 +42,10 @@ def main() -> None:
             if int(name) > 2:  # what the daemon's own parent left open is nobody's here
                 with contextlib.suppress(OSError):
                     os.close(int(name))
-        begun = Kin.begin(state_dir, idle_s)
+        try:
+            begun = Kin.begin(state_dir, idle_s)
+        except OSError as error:
+            give_up("cannot begin", error)
         if begun is None:
             return
         kin, role = begun, "runner"
@@ -54,17 +58,26 @@ def main() -> None:
 def live(kin: Kin, role: str) -> None:
     """Be what the chain needs, until the family ends."""
     while True:
-        if role == "runner":
-            role = Runner(kin).serve()
-        else:
-            kin.arrive("watch")
-            role = Watcher(kin).serve()
+        try:
+            if role == "runner":
+                role = Runner(kin).serve()
+            else:
+                kin.arrive("watch")
+                role = Watcher(kin).serve()
+        except OSError as error:
+            give_up(role, error)
         if role == "end":
             with contextlib.suppress(OSError):
                 if not kin.ancestors():
                     os.unlink(os.path.join(kin.state_dir, SOCKET))
             sys.stdout.flush()
             os._exit(0)
+
+
+def give_up(what: str, error: OSError) -> NoReturn:
+    """The local disk refuses to be read: end as if killed, which the others of the family make good."""
+    print(f"spoolq: {what}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from spoolq import awaiting, home
 from spoolq.awaiting import Outcome
-from spoolq.errors import NotFound
+from spoolq.errors import NotFound, SpoolqError
 from spoolq.spool import Spool
 
 CHUNK = 1 << 18  # bytes read at once
@@ -119,6 +119,7 @@ class Following:
         self.spool, self.job_id, self.streams = spool, job_id, list(streams)
         self.began = self.active = self.sure = time.monotonic()
         self.started, self._ask_at = False, 0.0
+        self._ships: bool | None = None
 
     def look(self) -> Outcome | None:
         """Copy what is new; the outcome once the job has ended and everything is out."""
@@ -151,13 +152,17 @@ class Following:
         return any(shown)
 
     def ask_to_sync(self) -> None:
-        """If the job runs on another machine, ask its node to sync the outputs for a while: else they come late."""
+        """Ask the job's node to sync its outputs for a while, or to ship what there is: else they come late."""
         from spoolq import roster
 
         self._ask_at = time.monotonic() + ASK_S
         with contextlib.suppress(NotFound, OSError):  # who may only read is content with late output
             at = self.spool.find(self.job_id)
-            if at.top == "running" and self.streams and roster.alive_here(self.spool.read_node(at.node)) is None:
+            if at.top != "running" or not self.streams:
+                return
+            if self._ships is None:
+                self._ships = ships(self.spool, self.job_id)
+            if self._ships or roster.alive_here(self.spool.read_node(at.node)) is None:
                 # one name per follower: where no node looks, no more than one request of each lies
                 tag = f"{socket.gethostname()[:60]}.{os.getpid()}"
                 self.spool.request(at.node, "follow", self.job_id, {"attempt": at.entry.attempt}, tag)
@@ -166,3 +171,14 @@ class Following:
         """Sleep until the next look: the longer nothing happened, the longer."""
         now = time.monotonic()
         awaiting.nap(max(now - self.active, min(now - self.began, 0.4)))
+
+
+def ships(spool: Spool, job_id: int) -> bool:
+    """Whether a job's output is on its node's own disk until it ends."""
+    from spoolq import jobfile
+
+    try:
+        job = jobfile.read_job(home.read_job(spool.root, job_id), "job")
+    except (OSError, SpoolqError):
+        return False
+    return job.output_mode == "local"

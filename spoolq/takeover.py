@@ -3,7 +3,9 @@ What a new runner makes of what an earlier one wrote: which jobs run, which ende
 
 Each start is written before (`go`) and after (`started`), and the next `go` only after that, so at most
 one `go` is without its pid. Its process is found by the marker in its environment, or as the one
-leader of a session that was born since and that nobody else claims.
+leader of a session that was born since and that nobody else claims. A daemon that the job left behind
+looks the same: of two the elder is the job, and where only one is left of a family that died whole its
+end counts as not known.
 Invariant: "never started" is said only if a member of the family has lived through: then a process that
 was started is its descendant, or its end is in a watcher's file.
 """
@@ -74,16 +76,18 @@ class Takeover:
         earliest = process.ticks(since)
         known = {other.pid for other in self.runs.values() if other.pid}
         pid, birth = self._find_living(run, earliest, known)
-        if not pid:
-            # the watchers may have seen its end since the files were read
-            self.book.exits = journal.load(self.kin.state_dir, self.kin.boot).exits
-            ends = {(e["pid"], e["born"]) for e in self.book.exits if e["leader"] and e["born"] >= earliest}
-            ends = {end for end in ends if end[0] not in known}
-            if len(ends) == 1:
-                pid, birth = ends.pop()
-            elif ends or self.kin.alone:
-                run.stage, run.own = Stage.DOUBTFUL, False
-                return
+        # the watchers may have seen its end since the files were read
+        self.book.exits = journal.load(self.kin.state_dir, self.kin.boot).exits
+        ends = {(e["pid"], e["born"]) for e in self.book.exits if e["leader"] and e["born"] >= earliest}
+        # what lives may be a daemon that the job left behind: the job itself was born before it
+        ends = {end for end in ends if end[0] not in known and (not pid or (end[1], end[0]) < (birth, pid))}
+        if len(ends) == 1:
+            pid, birth = ends.pop()
+        elif pid:
+            run.unsure = bool(ends) or self.kin.alone
+        elif ends or self.kin.alone:
+            run.stage, run.own = Stage.DOUBTFUL, False
+            return
         if not pid:
             del self.runs[run.key]
             self.never.append(run)
@@ -114,10 +118,10 @@ class Takeover:
             return zombies[0] if len(zombies) == 1 else (0, 0)
 
     def _candidates(self, family: Iterable[int]) -> list[process.Stat]:
-        if self.kin.alone:
-            return list(process.scan().values())
-        found = [process.read_stat(pid) for parent in family for pid in process.children(parent)]
-        return [stat for stat in found if stat]
+        # not `process.children`: while others of them end the kernel may leave some out (proc(5)), and a job that is
+        # missed here counts as never started, and is started again
+        found = process.scan().values()
+        return [stat for stat in found if self.kin.alone or stat.parent in family]
 
 
 def _run_of(job: Mapping[str, Any]) -> Run:
@@ -127,6 +131,7 @@ def _run_of(job: Mapping[str, Any]) -> Run:
     if started:
         run.pid, run.since, run.started = started["pid"], started["since"], started["at"]
         run.earliest, run.latest = started["born"]
+        run.unsure = bool(started.get("unsure"))
     run.take_change(job.get("change", {}))
     run.sampled = bool(go.get("sampled")) and run.mem_mb is not None
     if ended := job.get("ended"):
@@ -168,7 +173,7 @@ def go_line(run: Run, now: float) -> str:
 
 def started_line(run: Run) -> str:
     """It runs; the daemon gets the same line."""
-    born = f"[{run.earliest},{run.latest}]"
+    born = f"[{run.earliest},{run.latest}]" + ',"unsure":1' * run.unsure
     return f'{{"op":"started",{run.text},"pid":{run.pid},"born":{born},"since":{run.since!r},"at":{run.started!r}}}'
 
 

@@ -7,6 +7,7 @@ Invariant: an ended process is in this watcher's file (or, while the disk is ful
 on its way to the runner before it is reaped; killed in between, the next watcher up does it again.
 """
 
+import contextlib
 import os
 import select
 import time
@@ -114,11 +115,9 @@ class Watcher:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
-        try:
+        with contextlib.suppress(OSError):
             os.fdatasync(fd)
-        except OSError:
-            pass
-        finally:
+        with contextlib.suppress(OSError):
             os.close(fd)
 
 

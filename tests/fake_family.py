@@ -18,6 +18,7 @@ class FakeRunner:
         ends: jobs end as soon as they are started.
         refuses: starts are refused.
         deaf: messages lie in the socket unread, and are lost when either end dies.
+        writes: what jobs write to stdout; `%d` is the attempt.
         gone: the next word to it finds nobody.
         said: every message that was read, but for those about leases.
     """
@@ -27,6 +28,7 @@ class FakeRunner:
         self.starts: list[tuple[int, int]] = []
         self.ends = ends
         self.refuses = self.deaf = self.gone = False
+        self.writes = b""
         self.said: list[dict[str, Any]] = []
         self.out: list[dict[str, Any]] = []
 
@@ -94,6 +96,8 @@ class FakeFamily:
         return _READY
 
     def send(self, message: dict[str, Any], fds: Any = ()) -> None:
+        if fds and self.runner.writes and not (self.runner.refuses or self.runner.deaf):
+            os.write(fds[0], self.runner.writes % message["attempt"])
         self.runner.handle(message)
 
     def hello(self, **_: object) -> None:

@@ -60,12 +60,14 @@ def test_values_know_where_they_were_said():
 def test_policy_is_the_base_of_a_job():
     found = policy(
         '[policy]\ndefault_cpus = 2\ndefault_mem = 50\ndefault_time = 1\ndefault_rerun = "yes"\ndefault_retries = 3\n'
+        'default_output_mode = "local"\n'
     )
     assert found.job_fields() == {
         "wants": {"cpus": 2000, "mem": 50_000},
         "limit_s": 60,
         "rerun": "yes",
         "retries": 3,
+        "output_mode": "local",
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spoolq import amend, daemon, deliver, recover, steer
+from spoolq import amend, daemon, deliver, intake, recover, steer
 from spoolq.daemon import Daemon
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
@@ -120,6 +120,20 @@ def test_admission_dies_at_every_call(tmp_path, monkeypatch):
     points = explore(tmp_path, monkeypatch, drop, lambda w: w.serve(), after=one_job)
     print(f"admission: {points} crash points")
     assert points > 50
+
+
+def test_admission_goes_on_when_any_call_fails_once(tmp_path, monkeypatch):
+    """What cannot be read now is no bad job: it is looked at again, not rejected."""
+    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
+    monkeypatch.setattr(recover, "FULL_S", 0)
+    monkeypatch.setattr(intake, "REFUSED_S", 0.0)
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: [self.set_due(what, 0.0) for what in ("beat", "drop")])
+
+    def one_job(world: World) -> None:
+        assert [] == [name for name in os.listdir(f"{world.root}/rejected") if name.endswith(".why")]
+        assert 1 == len({job_id for _, job_id in world.entries()})
+
+    explore(tmp_path, monkeypatch, drop, lambda w: w.serve(), after=one_job, error=errno.EIO)
 
 
 def test_every_rename_whose_reply_is_lost(tmp_path, monkeypatch):

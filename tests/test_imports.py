@@ -55,6 +55,7 @@ TOUCH_THE_SPOOL = frozenset(
         "presence",
         "recover",
         "rerun",
+        "ship",
         "show",
         "spool",
         "steer",

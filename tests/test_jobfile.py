@@ -61,6 +61,7 @@ JOBS = st.builds(
     output=st.none() | TEXTS,
     error=st.none() | TEXTS,
     open_mode=st.sampled_from(["append", "truncate"]),
+    output_mode=st.sampled_from(["spool", "local"]),
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
     held=st.sampled_from(["", "HU", "HD"]),

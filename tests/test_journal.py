@@ -151,6 +151,25 @@ def test_a_full_disk_loses_nothing_that_was_kept(ours, book, monkeypatch, room, 
     assert "ended" in book().jobs[1, 1]
 
 
+def test_an_error_of_close_ends_nobody(ours, book, monkeypatch):
+    """The file is closed all the same, and every line was written before."""
+
+    class Grumbles:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def close(self, fd):
+            os.close(fd)
+            raise OSError(5, "Input/output error")
+
+    ours.write(line("go", 1))
+    monkeypatch.setattr(journal, "os", Grumbles())
+    ours.close()
+    assert not ours.begun
+    monkeypatch.undo()
+    assert [(1, 1)] == list(book().jobs)
+
+
 def test_a_file_that_cannot_be_made_is_made_later(tmp_path, monkeypatch):
     made = Journal(str(tmp_path / "missing"), "runner", HEAD, [line("go", 1)])
     made.keep(ended(1))

@@ -231,7 +231,7 @@ def test_a_hundred_thousand_waiting_jobs_need_no_file(spool, monkeypatch, capsys
     entries = [job.entry(n).name for n in range(1, 2001)]
     real = fsops.names
 
-    def many(directory):
+    def many(directory, **_):
         if directory == f"{spool.root}/queue":
             return ["500.000000001"]
         return entries if directory == f"{spool.root}/queue/500.000000001" else real(directory)

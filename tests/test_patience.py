@@ -122,6 +122,22 @@ def test_what_waits_on_purpose_waits_on(cluster, hung, words):
     assert 0 == ended(waiting)[0]
 
 
+def test_a_node_waits_on_and_serves_again(cluster, hung):
+    """Found on real NFS: it ended itself after five seconds, and its lease with it."""
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
+    node = hang.start(cluster.env, "node", "--cpus", "4", "--mem", "8G", cwd=cluster.base)
+    try:
+        said(node, "up node=")
+        with hung.lasting():
+            assert "jobs go on" in said(node, SILENT)
+        assert "answers again" in said(node, "answers")
+        assert 0 == ended(hang.start(cluster.env, "run", "true", cwd=cluster.base))[0]
+        assert node.poll() is None
+    finally:
+        node.terminate()
+        assert 0 == ended(node)[0]
+
+
 def test_a_wait_that_was_given_a_time_ends_with_its_own_code(cluster, hung):
     cluster.sub("true")
     waiting = hang.start(cluster.env, "wait", "--timeout", "3s", "1", cwd=cluster.base)

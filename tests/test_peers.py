@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from spoolq import daemon, deliver, history, host
+from spoolq import daemon, deliver, history, home, host
 from spoolq.spool import Spool
 from tests.fake_family import FakeFamily, FakeRunner
 from tests.world import World
@@ -162,6 +162,19 @@ def test_an_end_that_the_lost_node_recorded_counts(site):
     assert 7 == deliver.read_ending(Spool(site.root), 1)["exit_code"]
 
 
+def test_a_result_that_the_lost_node_had_committed_and_not_written_is_written(site, monkeypatch):
+    """Found by simulation: it died in between, and never came back."""
+    n1, n2 = lost_node(site, rerun="certain")
+    site.runners[f"{site.root}.n2"].end((1, 1), 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        site.turn(n2, "deliver")
+    assert ("done", "exit7", 1) == site.where(1)
+    assert home.read_result(site.root, 1) is None
+    site.pass_time(DEAD_S + 4 * BEAT_S, n1)
+    assert b'"exit_code": 7' in home.read_result(site.root, 1)
+
+
 def test_a_kill_that_the_lost_node_did_not_hear_is_heeded(site):
     n1, _ = lost_node(site, rerun="yes")
     site.spool.request("n2", "kill", 1, {"attempt": 1}, "me")
@@ -271,6 +284,18 @@ def test_a_retry_whose_node_is_gone_is_released_by_another(site):
     site.pass_time(31 * BEAT_S, n2)
     site.pass_time(31 * BEAT_S, n2)
     assert [(1, 2)] == site.starts("n2")
+
+
+def test_the_history_of_a_failed_attempt_is_written_when_the_spool_takes_it_again(site, monkeypatch):
+    """Found by soak: the spool was full when a job was queued again."""
+    with monkeypatch.context() as patched:
+        patched.setattr(deliver, "write_attempt", refuse)
+        n1 = failing(site, 1, 3)
+        assert ("held", None, 2) == site.where(1)
+    site.pass_time(120.0, n1)
+    records = [r for name in site.spool.history_files() for r in history.parse(site.spool.read_history(name))]
+    assert [(1, 3)] == [(r["attempt"], r["exit_code"]) for r in records]
+    assert (1, 1) not in site.runners[f"{site.root}.n1"].jobs
 
 
 def test_a_daemon_that_dies_between_the_retry_and_its_history_line_leaves_it_to_the_next(site, monkeypatch):

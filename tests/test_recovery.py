@@ -540,6 +540,17 @@ def test_a_bad_result_does_not_stop_a_node_after_a_reboot(world, text):
     finished(world, 2)
 
 
+def test_a_result_that_nobody_was_left_to_write_is_written_after_a_reboot(world):
+    """Found by simulation: committed, then the power fails before result.json, and the runner forgets with it."""
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    os.unlink(f"{home.path_of(world.root, 1)}/result.json")
+    world.reboot()
+    world.serve()
+    assert b'"COMPLETED"' in home.read_result(world.root, 1)
+
+
 def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch):
     world.runner.ends = True
     world.submit(6)
@@ -549,7 +560,7 @@ def test_only_the_newest_results_are_looked_at_after_a_reboot(world, monkeypatch
     monkeypatch.setattr(recover, "REPAIR", 2)
     monkeypatch.setattr(home, "read_result", lambda root, job_id: looked.append(job_id))
     world.up()
-    assert [5, 6] == sorted(looked)
+    assert {5, 6} == set(looked)
 
 
 def test_history_is_read_only_when_something_needs_it(world, monkeypatch):
@@ -602,7 +613,94 @@ def test_a_result_that_could_not_be_written_when_the_node_started_is_written_whi
     assert (1, 1) not in world.runner.jobs
 
 
+def test_a_requeue_that_says_no_attempt_is_carried_out_by_the_next_daemon(world):
+    """Found by simulation: `touch control/x.1.requeue`, or a full spool, makes a request of nothing but its name."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/control/x.1.requeue", "w", encoding="ascii"):
+        pass
+    node.set_due("control", 0.0)
+    node.step()  # asks the runner to kill it, which it does; then the daemon dies
+    assert "ended" == world.runner.jobs[1, 1]["state"]
+    world.runner.ends = True
+    world.serve()
+    assert [(1, 1), (1, 2)] == world.runner.starts
+    finished(world, attempt=2)
+
+
+def test_a_requeue_that_says_no_attempt_ends_one_attempt_and_no_more(world):
+    """Found by simulation: each new attempt was killed and queued again, for ever."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/control/x.1.requeue", "w", encoding="ascii"):
+        pass
+    for _ in range(3):
+        world.turn(node, "control")
+        for _ in range(3):  # it is queued and started again before requests are looked at
+            node.set_due("control", host.boottime() + 60)
+            world.turn(node, "queue", "deliver")
+    assert [(1, 1), (1, 2)] == world.runner.starts
+    assert "running" == world.at(1).top
+    assert [] == world.requests()
+
+
+def test_a_file_whose_admission_was_carried_out_late_becomes_a_job_without_a_restart(world, monkeypatch):
+    """Found by simulation: the rename fails, the file is still in drop/, and then the server does it."""
+    from spoolq import intake
+
+    node = world.up()
+    world.turn(node)
+    with open(f"{world.root}/nodes/n1/admit/1~a.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\ntrue\n#SPOOLQ end\n")
+    world.turn(node)
+    assert [] == world.entries()
+    monkeypatch.setattr(intake, "LOOK_S", 0.0)
+    node.intake._look_at = 0.0
+    world.turn(node)
+    assert [1] == [job_id for _, job_id in world.entries()]
+
+
+def test_a_job_that_was_taken_over_and_ended_unheard_holds_nothing_here_any_more(world):
+    """Found by simulation: suspended, its runner killed, the job taken over; its cpus were lent for ever."""
+    world.submit(rerun="yes")
+    node = world.up()
+    world.turn(node)
+    assert 1 in node.live
+    world.runner.end((1, 1))
+    world.runner.out.clear()
+    world.spool.enter_node("n2")
+    world.spool.reap(world.at(1), "n2")
+    node.sure = False
+    node.turn()
+    assert {} == node.live
+
+
 # --- two machines of one name
+
+
+def test_the_daemon_that_beat_last_is_remembered_however_many_never_come_to_beat(world):
+    """Found by simulation: on a full spool each look of a waiting daemon was one more, until it knew none but itself."""
+    node = world.up()
+    for _ in range(30):
+        waiting = world.daemon()
+        for _ in range(30):
+            assert waiting.presence.arrive()
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        known = file.read().split()
+    assert node.presence.instance in known
+    assert len(known) == len(set(known)) < 30
+
+
+def test_which_daemons_were_of_this_machine_is_known_after_a_power_loss(world):
+    """Found by simulation: node.json and this file both torn, the node would wait for an operator for ever."""
+    node = world.daemon()
+    with faulty() as fake:
+        assert node.presence.arrive()
+    assert "fsync" in fake.log
+    with open(f"{world.state}/instance", encoding="ascii") as file:
+        assert node.presence.instance == file.read()
 
 
 @pytest.fixture
@@ -728,3 +826,127 @@ def test_a_rename_in_doubt_at_any_point_of_a_requeue(world, tmp_path, monkeypatc
             one.turn(node)
             one.turn(node)
             finished(one, attempt=2)
+
+
+# --- a spool that is not mounted for a while
+
+
+def away(world: World) -> None:
+    """Nothing is mounted: where the spool was there is an empty directory."""
+    os.rename(world.root, world.root + ".away")
+    os.mkdir(world.root)
+
+
+def back(world: World) -> None:
+    """It is there again."""
+    shutil.rmtree(world.root)
+    os.rename(world.root + ".away", world.root)
+
+
+def test_a_job_that_ended_to_run_again_while_the_spool_was_away_runs_again_as_the_next_attempt(world):
+    """Absence there is no answer: taken for one, the same attempt began twice (I2)."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    node.live[1].requeue = True
+    world.runner.end((1, 1), 143, "cancelled")
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1), (1, 2)] == world.runner.starts
+
+
+def test_a_new_runner_while_the_spool_is_away_forgets_no_end(world):
+    world.submit(rerun="never")
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    node.sure = False
+    away(world)
+    world.turn(node)
+    back(world)
+    for _ in range(3):
+        world.turn(node)
+    finished(world)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_claims_on_record_stay_while_the_spool_is_away(world, monkeypatch):
+    world.submit(2)
+    node = world.up()
+    world.turn(node)
+    monkeypatch.setattr(claims, "MOST_BYTES", 0)
+    monkeypatch.setattr(claims, "RECENT", 1)
+    name = world.entry(1).name
+    away(world)
+    node.part("ghosts", recover.look_for_ghosts, node)
+    back(world)
+    assert name in node.claims
+
+
+# --- what was found by rigs
+
+
+def test_a_mount_that_goes_away_before_the_outputs_are_opened_fails_no_job(world, monkeypatch):
+    """Found by soak: the claim was won, and then nothing was mounted there."""
+    world.submit()
+    node = world.up()
+    away = f"{world.root}.away"
+
+    def vanish(*_):
+        os.rename(world.root, away)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "stdout")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.launcher, "open_outputs", vanish)
+        world.turn(node)
+    os.rename(away, world.root)
+    assert "done" != world.at(1).top
+    for _ in range(3):
+        world.turn(node)
+    assert [(1, 1)] == world.runner.starts
+
+
+def test_the_claim_of_a_job_that_may_never_run_twice_is_durable_before_it_starts(world, monkeypatch):
+    """Found by simulation: a spool on the node's own disk, and a power loss soon after the claim."""
+    world.submit(rerun="never")
+    world.submit(rerun="certain")
+    node = world.up()
+    said, real = [], fsops.sync_directory
+    monkeypatch.setattr(fsops, "sync_directory", lambda path: (said.append(path), real(path)))
+    monkeypatch.setattr(node.family, "send", lambda message, *_: said.append(message.get("id")))
+    world.turn(node, "queue")
+    assert said.index(f"{world.root}/running/n1") < said.index(1)
+    assert 1 == said.count(f"{world.root}/running/n1")
+
+
+def test_a_slow_result_does_not_replace_that_of_a_later_attempt(world):
+    """Found by simulation: the daemon stood still between its commit and result.json, and a user asked for another run."""
+    world.submit()
+    world.runner.ends = True
+    node = world.up()
+    world.turn(node)
+    world.turn(node)
+    first = home.read_result(world.root, 1)
+    home.set_aside(world.root, 1, 1)
+    world.spool.requeue(world.at(1))
+    world.turn(node)
+    world.turn(node)
+    assert ("done", "exit0", 2) == world.where(1)
+    home.publish_result(world.root, 1, first, sync=False)
+    assert 2 == deliver.read_ending(world.spool, 1)["attempt"]
+    assert [] == [name for name in os.listdir(f"{world.root}/jobs/0/1") if name.startswith(".t.")]
+
+
+def test_a_result_replaces_that_of_an_earlier_attempt_and_a_torn_one(world):
+    job_id = world.submit()
+    for text in (b'{"attempt": 1}\n', b'{"attempt": 2}\n'):
+        home.publish_result(world.root, job_id, text, sync=False)
+        assert text == home.read_result(world.root, job_id)
+    assert os.path.exists(f"{world.root}/jobs/0/1/result.1.json")
+    with open(f"{world.root}/jobs/0/1/result.json", "w", encoding="ascii") as file:
+        file.write('{"att')
+    home.publish_result(world.root, job_id, b'{"attempt": 2}\n', sync=False)
+    assert b'{"attempt": 2}\n' == home.read_result(world.root, job_id)

@@ -6,7 +6,7 @@ import pytest
 
 from spoolq import home
 from spoolq import spool as spool_room
-from spoolq.errors import Misconfigured, NotFound
+from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
 from spoolq.job import Job
 from spoolq.state import State
@@ -35,6 +35,25 @@ def test_a_submitted_entry_points_at_its_job(spool):
     at = put(spool)
     with open(f"{spool.root}/{at.path}", "rb") as file:
         assert b"format = 1\n" == file.read()
+
+
+def test_a_submission_is_not_called_committed_where_the_spool_is_gone(spool, monkeypatch):
+    """The mount vanishes before the commit: what is absent there is no answer."""
+    job_id = home.allocate(spool.root)
+    home.fill(spool.root, job_id, b"format = 1\n")
+    away = f"{spool.root}.away"
+
+    def vanish(*_):
+        os.rename(spool.root, away)
+        raise FileNotFoundError(2, "No such file or directory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", lambda *names: (patched.undo(), vanish()))
+        with pytest.raises(TryAgain):
+            spool.submit(job_id, Job(command=("true",), name="t").entry(job_id))
+    os.rename(away, spool.root)
+    with pytest.raises(NotFound):
+        spool.find(job_id)
 
 
 def test_every_state_directory_has_the_same_depth(spool):
@@ -162,3 +181,25 @@ def test_a_spool_that_went_away_or_was_replaced_is_noticed(spool):
         file.write(text.replace("1111", "2222"))
     with pytest.raises(Misconfigured, match="another spool"):
         spool.check_same()
+
+
+def test_where_nothing_is_mounted_absence_is_no_answer(spool):
+    """Else a job that ended in such a moment would be given up, or one that runs be begun again (I2)."""
+    at = put(spool)
+    spool.enter_node("n1")
+    _, running = spool.claim(at, "n1")
+    os.rename(spool.root, spool.root + ".away")
+    os.mkdir(spool.root)
+
+    answer, target = spool.finish(running, "exit0")
+    assert Answer.UNKNOWN is answer
+    assert Answer.UNKNOWN is spool.settle(running, target)
+    with pytest.raises(FileNotFoundError):
+        spool.find(running.entry.id)
+    with pytest.raises(FileNotFoundError):
+        spool.on_node("n1", lasting=True)
+
+    os.rmdir(spool.root)
+    os.rename(spool.root + ".away", spool.root)
+    assert spool.settle(running, target) is None
+    assert Answer.WON is spool.finish(running, "exit0")[0]

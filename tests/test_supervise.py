@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from spoolq import cgroup, process
+from spoolq import cgroup, process, takeover
 from spoolq.ending import USAGE_KEYS
 
 from .node_family import Node, contents, gone, touch, wait_until
@@ -447,6 +448,50 @@ def test_jobs_survive_the_whole_family_and_are_found_again(node):
     assert (ended["exit_code"], ended["reason"], ended["measured_by"]) in [(4, "", "pidfd"), (None, "lost", "nothing")]
 
 
+def test_a_daemon_that_a_job_left_behind_is_not_taken_for_the_job():
+    """Its runner died between spawn and journal, and the job had ended: the elder of the two is the job."""
+    node = Node(hook="after-spawn:2")
+    node.start(1, "sleep 600")
+    old = node.known["pid"]
+    node.start(2, "setsid sleep 600 & exit 36")
+    node.until_new(old)
+    assert (36, "wait4") == (node.ended(2)["exit_code"], node.ended(2)["measured_by"])
+    node.close()
+
+
+def test_a_job_is_looked_for_among_all_processes(monkeypatch):
+    """The kernel's list of children leaves some out while others end: found by the soak, one attempt began twice."""
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    monkeypatch.setattr(process, "children", lambda pid: [])
+    taken = takeover.Takeover.__new__(takeover.Takeover)
+    taken.kin = SimpleNamespace(alone=False)
+    try:
+        assert child.pid in [stat.pid for stat in taken._candidates({os.getpid()})]
+        assert [] == taken._candidates({0x7FFFFFFF})
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_of_a_family_that_died_whole_a_daemon_that_is_left_tells_no_end(node):
+    """Found by the soak: such a job was COMPLETED when its daemon had ended, though it had failed."""
+    node.start(1, f"setsid sh -c 'while [ ! -e {node.made}/go ]; do sleep 0.05; done' & sleep 0.3; exit 36")
+    pid = node.pid(1)
+    node.kill_all()
+    wait_until(lambda: gone(pid), "the job's end")
+    for name in os.listdir(node.dir):  # as if it had been killed before it wrote this
+        if name.startswith("runner.") and not name.endswith(".sock"):
+            with open(f"{node.dir}/{name}") as file:
+                lines = [line for line in file if '"op":"started"' not in line]
+            with open(f"{node.dir}/{name}", "w") as file:
+                file.writelines(lines)
+    node.reconnect()
+    assert "running" == node.job(1)["state"]
+    touch(node.made + "/go")
+    ended = node.ended(1)
+    assert (None, "lost", "nothing") == (ended["exit_code"], ended["reason"], ended["measured_by"])
+
+
 def test_an_end_that_nobody_saw_is_lost(node):
     node.start(1, "sleep 600")
     pid = node.pid(1)
@@ -529,6 +574,18 @@ def test_stop_ends_the_family_only_when_nothing_is_left(node):
     node.family.send({"op": "forget", "jobs": [[1, 1]]})
     node.family.send({"op": "stop"})
     wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
+
+
+def test_what_a_job_left_behind_does_not_outlive_a_family_that_is_told_to_stop(node):
+    """Found by the soak: told within LINGER_S, it left the daemon of its last job to nobody."""
+    pids = node.whole()
+    node.start(1, f"setsid sleep 600 & echo $! > {node.made}/left; exit 0")
+    node.ended(1)
+    node.family.send({"op": "forget", "jobs": [[1, 1]]})
+    node.family.send({"op": "stop"})
+    node.family.close()
+    wait_until(lambda: all(gone(pid) for pid in pids), "the end of the family")
+    assert gone(int(contents(f"{node.made}/left")))
 
 
 def test_a_family_without_daemon_and_jobs_ends_and_keeps_results():

@@ -61,9 +61,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__.split("\n\n")[0].strip())
     parser.add_argument("--only", default="", help="guards whose name has this text")
     parser.add_argument("--rig", action="append", choices=sorted(RIGS), help="only this rig; may be repeated")
+    parser.add_argument("--part", default="1/1", help="1/2: every second guard, from the first")
     parser.add_argument("--list", action="store_true", help="only print the guards")
     given = parser.parse_args()
-    guards = [guard for guard in GUARDS if given.only in guard.name]
+    part, parts = map(int, given.part.split("/"))
+    guards = [guard for guard in GUARDS if given.only in guard.name][part - 1 :: parts]
     if given.list:
         for guard in guards:
             print(f"{guard.name}: {guard.without}")

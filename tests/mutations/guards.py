@@ -36,7 +36,13 @@ GUARDS = (
     Guard(
         "a failed rename is looked into",
         "an own rename whose reply was lost is taken for lost",
-        (Change("fsops.py", "        answer = settle(source, target)\n", "        answer = Answer.LOST\n"),),
+        (
+            Change(
+                "fsops.py",
+                "        answer = settle(source, target)\n",
+                "        answer = Answer.LOST\n",
+            ),
+        ),
     ),
     Guard(
         "unknown is not won",

@@ -67,6 +67,7 @@ def shrink(seed: int, rule: str, only: frozenset[str] = frozenset()) -> list[Fau
 
 def about(trace: list[Any], job_id: int) -> Iterator[str]:
     """The history of one job, and all faults."""
+    told = 0  # of a daemon that breaks at each start
     for event in trace:
         kind = event[1]
         mine = kind in ("ack", "start", "end") and event[3] == job_id
@@ -74,8 +75,11 @@ def about(trace: list[Any], job_id: int) -> Iterator[str]:
         if kind == "op" and job_id:
             paths = [f"{path}/" for path in event[4:6]]
             mine = any(f"/{job_id}/" in path or f".{job_id}." in path for path in paths)
+        told += kind == "broken"
+        if kind == "broken" and told > 1:
+            continue
         if mine or kind in ("fault", "power", "calm", "drained", "stuck", "broken", "rollback", "daemon", "dropped"):
-            yield f"    {event[0]:10.3f} " + " ".join(str(part)[:150] for part in event[1:])
+            yield f"    {event[0]:10.3f} " + " ".join(str(part)[:110].replace("\n", " ") for part in event[1:])
 
 
 def explain(found: Outcome, only: frozenset[str], *, shrunk: bool) -> None:

@@ -49,7 +49,8 @@ class _Job:
         self.running: Event | None = None
         self.last: Event | None = None
         self.starts: dict[int, int] = {}
-        self.excuses = 0  # requeues asked for by users
+        self.excuses = 0  # requeues asked for by users, and retries of failures
+        self.retries = self.disasters = 0
         self.cpus, self.rule, self.began = 0.0, "C", 0.0
         self.claimed: dict[int, Event] = {}
 
@@ -60,10 +61,16 @@ def executions(trace: list[Event]) -> list[Violation]:
     jobs: dict[int, _Job] = {}
     beats: dict[str, list[float]] = {}
     disasters: dict[str, float] = {}
+    stopped: dict[str, float] = {}  # runners that could not fence: suspended, or killed with all their family
     capacity: dict[str, float] = {}
-    fence_s = 0.0
+    fence_s, ops = 0.0, []
     for event in trace:
         kind = event[1]
+        if kind == "op":
+            ops.append(event)
+        elif kind == "rollback":
+            undone, ops = ops[len(ops) - event[2] :], ops[: len(ops) - event[2]]
+            _forgive(undone, jobs)
         if kind == "policy":
             fence_s = event[2]["fence_s"]
         elif kind == "node":
@@ -73,18 +80,20 @@ def executions(trace: list[Event]) -> list[Violation]:
                 beats.setdefault(event[2], []).append(event[0])
             elif token := token_of(event[5]):
                 job = jobs.setdefault(token.id, _Job())
-                job.cpus, job.rule = token.cpus, token.rule
+                job.cpus, job.rule, job.retries = token.cpus, token.rule, token.retries
                 if event[5].startswith("running/") and event[4].startswith("queue/"):
                     job.claimed[token.attempt] = event
         elif kind == "asks" and event[3] == "requeue":
             jobs.setdefault(event[4], _Job()).excuses += 1
-        elif (kind == "power" and event[3] == "off") or (
+        if kind == "fault" and event[3] in ("suspend_machine", "kill_family", "runner_dies_at_start"):
+            stopped[event[2]] = event[0]
+        if (kind == "power" and event[3] == "off") or (
             kind == "fault" and (event[3] == "kill_family" or "whole" in str(event[9]))
         ):
             disasters[event[2]] = event[0]
-        elif kind == "start":
+        if kind == "start":
             job = jobs.setdefault(event[3], _Job())
-            found += _start(event, job, disasters)
+            found += _start(event, job, disasters, stopped)
             found += _lease(event, job, beats.get(event[2], []), fence_s)
             used = sum(j.cpus for j in jobs.values() if j.running and j.running[2] == event[2])
             if used > capacity.get(event[2], 0):
@@ -93,13 +102,24 @@ def executions(trace: list[Event]) -> list[Violation]:
             job = jobs.setdefault(event[3], _Job())
             if job.running is not None and job.running[4] == event[4]:
                 job.running, job.last = None, event
+                failed = event[5]["code"] != 0 and event[5]["reason"] in ("", "timeout")
+                job.excuses += failed and event[4] <= job.retries
     return found
 
 
-def _start(event: Event, job: _Job, disasters: dict[str, float]) -> list[Violation]:
+def _forgive(undone: list[Event], jobs: dict[int, _Job]) -> None:
+    """A local disk lost the claim together with its power: that attempt starts again, in the place of the first."""
+    for op in undone:
+        token = token_of(op[5]) if op[3] == "rename" and op[4].startswith("queue/") else None
+        if token and token.id in jobs and jobs[token.id].starts.get(token.attempt):
+            jobs[token.id].starts[token.attempt] -= 1
+
+
+def _start(event: Event, job: _Job, disasters: dict[str, float], stopped: dict[str, float]) -> list[Violation]:
     t, _, node, job_id, attempt, _facts = event
     found = []
-    if job.running is not None:
+    # a job of rule yes on a machine that was suspended is killed as soon as it wakes, not before
+    if job.running is not None and not (job.rule == "Y" and stopped.get(job.running[2], -1.0) >= 0):
         other = job.running
         text = f"attempt {attempt} starts on {node} while attempt {other[4]} runs on {other[2]} since {other[0]:.3f} s"
         found.append(Violation("I7", t, job_id, text))
@@ -109,9 +129,10 @@ def _start(event: Event, job: _Job, disasters: dict[str, float]) -> list[Violati
     again = sum(job.starts.values()) - 1
     if job.rule == "N" and again > job.excuses:
         found.append(Violation("I8", t, job_id, f"rule never, and start number {again + 1}"))
-    if job.rule == "C" and again > job.excuses and job.last is not None:
+    if job.rule == "C" and job.last is not None:
         before = job.last[2]
-        if disasters.get(before, -1.0) < job.began:
+        job.disasters += disasters.get(before, -1.0) >= job.began
+        if again > job.excuses + job.disasters:
             found.append(Violation("I8", t, job_id, f"rule certain, run again, and nothing happened to {before}"))
     job.running, job.began = event, t
     return found
@@ -150,6 +171,7 @@ def ends(trace: list[Event]) -> list[Violation]:
         for event in trace
         if event[1] == "ack" and event[3] not in finals
     ]
+    torn = any(event[1] == "rollback" for event in trace)  # a local disk lost power: words of a command may be torn
     last: dict[int, str] = {}
     for event in trace:
         if event[1] == "op" and event[3] in ("rename", "link"):
@@ -157,12 +179,14 @@ def ends(trace: list[Event]) -> list[Violation]:
     found += [
         Violation("I5", event[0], 0, f"dropped as {event[3]}, and now {last.get(event[4])}")
         for event in trace
-        if event[1] == "dropped" and not last.get(event[4], "").startswith(("done/", "rejected/"))
+        if event[1] == "dropped" and not torn and not last.get(event[4], "").startswith(("done/", "rejected/"))
     ]
+    off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
+    gone = any(off.values())  # who is gone may have been about to write a result; history has it
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
-        found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw)]
-        if raw is None and ending not in ("cancelled", "nodefail") and job_id not in requeues:
+        found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw, torn=torn)]
+        if raw is None and ending not in ("cancelled", "nodefail") and job_id not in requeues and not gone:
             found.append(Violation("I5", t, job_id, f"ended with {ending} and has no result.json"))
         launched = not str((record or {}).get("reason")).startswith("launch")
         if launched or (job_id, attempt) in truth:
@@ -170,7 +194,9 @@ def ends(trace: list[Event]) -> list[Violation]:
     return found + growth(trace)
 
 
-def _result(attempt: int, ending: str, record: dict[str, Any] | None, raw: str | None) -> list[tuple[str, str]]:
+def _result(
+    attempt: int, ending: str, record: dict[str, Any] | None, raw: str | None, *, torn: bool
+) -> list[tuple[str, str]]:
     if not record or "error" in record:
         return [("I5", f"has no result: {record}")]
     found = []
@@ -179,7 +205,7 @@ def _result(attempt: int, ending: str, record: dict[str, Any] | None, raw: str |
     code = re.fullmatch(r"exit(\d+)", ending)
     if code and record.get("exit_code") != int(code[1]):
         found.append(("I12", f"ended with {ending}, the result says {record.get('exit_code')}"))
-    if raw is not None and not whole(raw):
+    if raw is not None and not whole(raw) and not (torn and ending in ("cancelled", "nodefail")):
         found.append(("I11", f"a torn result.json: {raw[:60]!r}"))
     return found
 
@@ -202,8 +228,11 @@ def growth(trace: list[Event]) -> list[Violation]:
     """What lies about after everything has ended and was swept."""
     left = next((event for event in trace if event[1] == "left"), (0.0, "left", []))
     clean = not any(event[1] == "fault" for event in trace)
+    off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     bad = []
     for path in left[2]:
+        if path.startswith("nodes/") and off.get(path.split("/")[1]):
+            continue  # what was asked of a node that is gone
         top, _, rest = path.partition("/")
         if (top in ("queue", "held", "running", "reaping") and rest.strip("/") and not path.endswith("/")) or (
             top in ("queue", "held") and rest.count("/") == 1

@@ -23,6 +23,9 @@ ACTTL = (3.0, 60.0)  # acregmin, acdirmax
 RETRANS_S = (0.5, 61.0)  # after a lost answer (v4, v3)
 
 
+FIRST_FD = 10**6  # smaller ones are of the machine's own disk
+
+
 class Open:
     """An open file; `dirty` is what was written and not sent, at `offset`."""
 
@@ -59,7 +62,7 @@ class Client(Mount):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.files: dict[int, Open] = {}
-        self.next_fd = 1000
+        self.next_fd = FIRST_FD
 
     def drop_caches(self) -> None:
         """A reboot."""
@@ -105,11 +108,12 @@ class Client(Mount):
         dst, name2, where2 = self._parent(path2)
         if self._dir(src).names.get(name, self) is None:
             raise oserror(errno.ENOENT, path, path2)  # known to be missing: the server is not asked
-        before = [0, 0]
+        seen = [0, 0, 0, 0]
 
         def act() -> Inode | None:
-            before[:] = src.change, dst.change
+            before = src.change, dst.change
             self.server.rename(self.name, src, name, dst, name2, where, where2)
+            seen[:] = before[0], src.change, before[1], dst.change
             return dst.entries.get(name2)
 
         try:
@@ -117,8 +121,8 @@ class Client(Mount):
         except OSError as error:
             self._forget(src, name)
             raise oserror(error.errno or 0, path, path2) from None
-        self._changed(before[0], src, {name: None})
-        self._changed(before[1] if src is not dst else src.change, dst, {name2: node})
+        self._changed(seen[0], seen[1], src, {name: None})
+        self._changed(seen[2] if src is not dst else seen[3], seen[3], dst, {name2: node})
 
     def link(self, path: str, path2: str) -> None:
         node = self._file(path)
@@ -136,18 +140,19 @@ class Client(Mount):
         directory, name, where = self._parent(path)
         if self._dir(directory).names.get(name, self) is None:
             raise oserror(errno.ENOENT, path)
-        before = [0]
+        seen = [0, 0]
 
         def act() -> None:
-            before[0] = directory.change
+            before = directory.change
             remove(self.name, directory, name, where)
+            seen[:] = before, directory.change
 
         try:
             self.rpc(what, act, path)
         except OSError:
             self._forget(directory, name)
             raise
-        self._changed(before[0], directory, {name: None})
+        self._changed(*seen, directory, {name: None})
 
     def listdir(self, path: str) -> list[str]:
         node = self._file(path)

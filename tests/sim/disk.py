@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import random
+import stat
 from typing import Any
 
 from tests.sim.server import oserror
@@ -41,9 +42,11 @@ class Disk:
         return io.StringIO(self.files[path].decode("utf-8", "replace"))
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
-        if not flags & os.O_CREAT and path not in self.files:
+        if flags & os.O_EXCL and path in self.files:
+            raise oserror(errno.EEXIST, path)
+        if not flags & (os.O_CREAT | os.O_DIRECTORY) and path not in self.files:
             raise oserror(errno.ENOENT, path)
-        if flags & os.O_TRUNC or path not in self.files:
+        if not flags & os.O_DIRECTORY and (flags & os.O_TRUNC or path not in self.files):
             self.files[path] = b""
         self._number += 1
         self._open[self._number] = path
@@ -54,7 +57,20 @@ class Disk:
         return len(data)
 
     def fsync(self, fd: int) -> None:
-        self.synced[self._open[fd]] = self.files[self._open[fd]]
+        if self._open[fd] in self.files:  # else it is the directory
+            self.synced[self._open[fd]] = self.files[self._open[fd]]
+
+    def lstat(self, path: str) -> os.stat_result:
+        if path not in self.files:
+            raise oserror(errno.ENOENT, path)
+        return os.stat_result((stat.S_IFREG | 0o600, 1, 1, 1, 0, 0, len(self.files[path]), 0, 0, 0))
+
+    def listdir(self, path: str) -> list[str]:
+        return [name[len(path) + 1 :] for name in self.files if name.startswith(path + "/")]
+
+    def unlink(self, path: str) -> None:
+        if self.files.pop(path, None) is None:
+            raise oserror(errno.ENOENT, path)
 
     def close(self, fd: int) -> None:
         self._open.pop(fd, None)
@@ -64,9 +80,22 @@ class Disk:
             if name == path:
                 self._open[fd] = path2
         self.files[path2] = self.files.pop(path)
+        if path in self.synced:
+            self.synced[path2] = self.synced.pop(path)
 
     def replace(self, path: str, path2: str) -> None:
         self.rename(path, path2)
+
+    def lstat(self, path: str) -> os.stat_result:
+        if path not in self.files:
+            raise oserror(errno.ENOENT, path)
+        return os.stat_result((0o100600, 1, 1, 1, os.getuid(), 0, len(self.files[path]), 0, 0, 0))
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        return None  # directories are there when a file is
+
+    def makedirs(self, path: str, mode: int = 0o777, exist_ok: bool = False) -> None:
+        return None
 
     def statvfs(self, path: str) -> Any:
         class Space:
@@ -78,6 +107,8 @@ class Disk:
         """What was not synced is there, or is as it was, or is empty."""
         self._open.clear()
         for path in sorted(self.files):
+            if self.synced.get(path) == self.files[path]:
+                continue
             kept = chance.choice([self.files[path], self.synced.get(path), b""])
             if kept is None:
                 del self.files[path]

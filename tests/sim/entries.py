@@ -35,6 +35,12 @@ class Token(NamedTuple):
     gen: int
     attempt: int
     facts: tuple[str, ...]
+    label: str
+
+    @property
+    def retries(self) -> int:
+        """How often a failure is tried again: the simulated users say so in the label."""
+        return int(self.label[1:]) if re.fullmatch(r"r\d", self.label) else 0
 
     @property
     def cpus(self) -> float:
@@ -59,8 +65,8 @@ def token_of(path: str) -> Token | None:
     match = NAME.fullmatch(parts[-1]) if len(parts) == 3 and parts[0] in TOPS else None
     if not match:
         return None
-    rank, job_id, gen, attempt, facts, _ = match.groups()
-    return Token(int(rank), int(job_id), int(gen), int(attempt), tuple(facts.split(",")))
+    rank, job_id, gen, attempt, facts, label = match.groups()
+    return Token(int(rank), int(job_id), int(gen), int(attempt), tuple(facts.split(",")), label)
 
 
 class Tree:
@@ -105,11 +111,48 @@ class Tree:
             self.apply(op)
 
 
+class Silence:
+    """Who has been silent for how long, by the server's order of things."""
+
+    def __init__(self) -> None:
+        self.dead_s = 0.0
+        self.beats: dict[str, float] = {}  # the last
+        self.gaps: dict[str, float] = {}  # when the latest long silence ended
+        self.buried: set[str] = set()
+        self.arrived: dict[str, float] = {}
+
+    def see(self, event: Event) -> None:
+        """One event."""
+        if event[1] == "policy":
+            self.dead_s = event[2]["dead_s"] * 0.97  # clocks differ in rate
+            return
+        t, _, _, what, path, path2, *_ = event
+        if what == "rename" and path2.endswith("/heartbeat"):
+            node = path2.split("/")[1]
+            if t - self.beats.get(node, t) >= self.dead_s:
+                self.gaps[node] = t
+            self.beats[node] = t
+        elif what == "rename" and path2.startswith("nodes/") and path2.endswith("/dead"):
+            self.buried.add(path2.split("/")[1])
+        elif what == "rename" and path2.startswith(("running/", "reaping/")):
+            self.arrived[path2] = t
+
+    def dead(self, node: str) -> bool:
+        """Whether an operator has said so, who is never wrong here."""
+        return node in self.buried
+
+    def long(self, node: str, path: str, now: float) -> bool:
+        """Whether it was silent for dead_s while the entry lay there, or before, not heard of since."""
+        return now - self.beats.get(node, now) >= self.dead_s or self.gaps.get(node, -1.0) > self.arrived.get(path, 0.0)
+
+
 def entries(trace: list[Event]) -> list[Violation]:
     """What the entries did."""
     found: list[Violation] = []
-    tree, acknowledged = Tree(), set()
+    tree, acknowledged, silence = Tree(), set(), Silence()
     for event in trace:
+        if event[1] in ("policy", "op"):
+            silence.see(event)
         if event[1] == "ack":
             acknowledged.add(event[3])
             if not tree.at.get(event[3]):
@@ -121,7 +164,7 @@ def entries(trace: list[Event]) -> list[Violation]:
                 Violation("I4", event[0], job_id, "acknowledged, lost with the server's power") for job_id in lost
             ]
         elif event[1] == "op":
-            found += _move(tree, event)
+            found += _move(tree, silence, event)
             tree.apply(event)
             for path in event[4:6]:
                 token = token_of(path) if path else None
@@ -139,7 +182,7 @@ def _one(tree: Tree, event: Event, job_id: int, acknowledged: set[int]) -> list[
     return []
 
 
-def _move(tree: Tree, event: Event) -> list[Violation]:
+def _move(tree: Tree, silence: Silence, event: Event) -> list[Violation]:
     t, _, client, what, path, path2, _, text, *_ = event
     if what != "rename":
         token = token_of(path)
@@ -152,7 +195,8 @@ def _move(tree: Tree, event: Event) -> list[Violation]:
     if old and new is None:
         found.append(Violation("I2", t, old.id, f"an entry was moved out of its life: {path} -> {path2}"))
     if new:
-        found += [Violation(rule, t, new.id, why) for rule, why in _illegal(tree, client, path, path2, old, new)]
+        found += [Violation(rule, t, new.id, why) for rule, why in _illegal(tree, path, path2, old, new)]
+        found += [Violation("I2", t, new.id, why) for why in _not_entitled(silence, event, new)]
     last = path2.rpartition("/")[2]
     if last in ("result.json", "node.json") and not whole(text):
         found.append(Violation("I11", t, 0, f"{path2} was published torn: {text[:80]!r}"))
@@ -161,16 +205,28 @@ def _move(tree: Tree, event: Event) -> list[Violation]:
     return found
 
 
-def _illegal(tree: Tree, client: str, path: str, path2: str, old: Token | None, new: Token) -> list[tuple[str, str]]:
+def _not_entitled(silence: Silence, event: Event, token: Token) -> list[str]:
+    """Only a node itself moves what it has, and those who may take over from it."""
+    _, _, client, _, path, path2, *_ = event
+    top, top2 = path.split("/")[0], path2.split("/")[0]
+    if top2 in ("running", "reaping") and path2.split("/")[1] != client:
+        return [f"{client} is not entitled to {path2}"]
+    owner = path.split("/")[1] if top in ("running", "reaping") else client
+    if owner == client:
+        return []
+    if top2 != "reaping":
+        return [f"{client} took {path} away to {path2}"]
+    if silence.dead(owner) or ((token.rule == "Y" or top == "reaping") and silence.long(owner, path, event[8])):
+        return []
+    return [f"{client} took over {path}, and {owner} was neither silent for long enough nor declared dead"]
+
+
+def _illegal(tree: Tree, path: str, path2: str, old: Token | None, new: Token) -> list[tuple[str, str]]:
     found = []
     top, top2 = path.split("/")[0], path2.split("/")[0]
     kind = f"{top}>{top2}"
     if kind not in MOVES:
         found.append(("I2", f"{kind} is no move: {path} -> {path2}"))
-    if top2 in ("running", "reaping") and path2.split("/")[1] != client:
-        found.append(("I2", f"{client} is not entitled to {path2}"))
-    if top in ("running", "reaping") and path.split("/")[1] != client:
-        found.append(("I2", f"{client} took {path} away"))
     if path2 in tree.used:
         found.append(("I3", f"a name for the second time: {path2}"))
     if old:

@@ -20,9 +20,11 @@ AT_TIME = (
     "kill_family",
     "runner_dies_at_start",
     "power",
+    "gone",
     "stop_daemon",
     "suspend_machine",
     "partition",
+    "outage",
     "server_down",
     "full",
     "clock_jump",
@@ -102,12 +104,17 @@ def make(
     on_request = [what for what in (LOCAL_REQUEST if local else ON_REQUEST) if not only or what in only]
     at_time = [what for what in AT_TIME if not only or what in only]
     if local:
-        at_time = [what for what in at_time if what not in ("partition", "server_down")]
+        at_time = [what for what in at_time if what not in ("partition", "outage", "server_down", "gone")]
     count = chance.choice([0, 2, 4, 8, 16]) if on_request else 0
     found = [_on_request(chance, chance.choice(on_request), nodes, users) for _ in range(count)]
     for _ in range(chance.choice([0, 1, 2, 4, 6]) if at_time else 0):
         what, where = chance.choice(at_time), chance.choice(nodes)
-        lasts = {"power": chance.uniform(3, 30), "full": chance.uniform(2, 40), "server_down": chance.uniform(1, 60)}
+        lasts = {
+            "power": chance.uniform(3, 30),
+            "full": chance.uniform(2, 40),
+            "outage": chance.choice([0.3, 2, 10]),
+            "server_down": chance.uniform(1, 60),
+        }
         delay = lasts.get(what, chance.choice([1.0, 10.0, 40.0, 120.0, 200.0]) * chance.uniform(0.5, 1.5))
         word = (
             chance.choice(["before", "after", "before whole", "after whole"]) if what == "runner_dies_at_start" else ""

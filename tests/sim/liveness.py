@@ -7,7 +7,7 @@ from typing import Any
 from tests.sim.entries import Token, Violation, token_of
 
 Event = tuple[Any, ...]
-WAIT_S, CLAIMED_S, DELIVERED_S, OVERTAKEN = 90.0, 60.0, 300.0, 10
+WAIT_S, CLAIMED_S, DECIDED_S, DELIVERED_S, OVERTAKEN = 90.0, 60.0, 120.0, 300.0, 10
 
 
 class Calm:
@@ -16,6 +16,9 @@ class Calm:
     def __init__(self, began: float) -> None:
         self.began = began
         self.capacity: dict[str, float] = {}
+        self.dead_s = 0.0
+        self.off: dict[str, tuple[float, float]] = {}  # machines without power: since when, their capacity
+        self.buried: dict[str, float] = {}
         self.queue: dict[int, tuple[Token, float]] = {}
         self.running: dict[int, tuple[Token, str, float]] = {}
         self.reaping: dict[int, tuple[Token, float]] = {}
@@ -31,6 +34,14 @@ class Calm:
         if (rule, job_id) not in self.told:
             self.told.add((rule, job_id))
             self.found.append(Violation(rule, t, job_id, text))
+
+    def power(self, t: float, node: str, word: str) -> None:
+        """A machine went off or on."""
+        if word == "off" and node in self.capacity:
+            self.off[node] = t, self.capacity.pop(node)
+        elif word == "on" and node in self.off:
+            self.capacity[node] = self.off.pop(node)[1]
+            self.buried.pop(node, None)
 
     def free(self, node: str) -> float:
         """Cpus that no entry on the node holds."""
@@ -78,14 +89,24 @@ class Calm:
             if t - max(since, self.began) > WAIT_S:
                 self.say("V1", t, job_id, f"fits {node} since {t - max(since, self.began):.0f} s and is not claimed")
         for job_id, (token, node, since) in self.running.items():
-            if (job_id, token.attempt) not in self.started and t - max(since, self.began) > CLAIMED_S:
+            if node in self.off:
+                known = self.buried.get(node, t)
+                known = min(known, self.off[node][0] + self.dead_s) if token.rule == "Y" else known
+                if t - max(known, self.began) > DECIDED_S:
+                    self.say("V3", t, job_id, f"{node} is dead, and nobody decides about it")
+            elif (job_id, token.attempt) not in self.started and t - max(since, self.began) > CLAIMED_S:
                 self.say("V2", t, job_id, f"claimed by {node} and neither started nor given back")
         for job_id, (_, since) in self.reaping.items():
             if t - max(since, self.began) > CLAIMED_S:
                 self.say("V3", t, job_id, "taken over and not decided")
         for job_id, attempt in self.ended:
             on = self.running.get(job_id)
-            if on and on[0].attempt == attempt and t - max(self.ended[job_id, attempt], self.began) > DELIVERED_S:
+            if (
+                on
+                and on[1] not in self.off
+                and on[0].attempt == attempt
+                and t - max(self.ended[job_id, attempt], self.began) > DELIVERED_S
+            ):
                 self.say("V4", t, job_id, "ended, and its result is not delivered")
 
 
@@ -97,7 +118,13 @@ def liveness(trace: list[Event]) -> list[Violation]:
     state = Calm(began)
     for event in trace:
         t, kind = event[:2]
-        if kind == "node":
+        if kind == "policy":
+            state.dead_s = event[2]["dead_s"]
+        elif kind == "power":
+            state.power(t, event[2], event[3])
+        elif kind == "buried":
+            state.buried[event[2]] = t
+        elif kind == "node":
             state.capacity[event[2]] = event[3]["cpus"]
         elif kind == "op" and event[3] == "rename":
             state.move(t, event[4], event[5])
@@ -109,6 +136,6 @@ def liveness(trace: list[Event]) -> list[Violation]:
             state.look(t)
             if not state.found:
                 state.say("V4", t, 0, f"does not come to rest: {event[2][:6]}")
-        if t > began and kind in ("op", "start", "end"):
+        if t >= began and kind in ("calm", "op", "start", "end"):
             state.look(t)
     return state.found

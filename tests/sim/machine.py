@@ -49,7 +49,7 @@ class Machine:
         self.wake = Wake()
         self.daemon: Actor | None = None
         self.connection: Connection | None = None
-        self.stopped = False  # by an operator: the service manager does not start it
+        self.gone = False  # switched off for good, unless an operator thinks better of it
 
     def rng(self, *words: object) -> random.Random:
         """Chance of this machine for one purpose."""
@@ -76,7 +76,9 @@ class Machine:
     def work(self, job_id: int, attempt: int) -> tuple[float, int]:
         """How long an attempt runs, s, and its exit code."""
         chance = rng(self.world.seed, "work", job_id, attempt)
-        return chance.choice([0.0, 0.5, 3.0, 12.0, 40.0]) * chance.random(), chance.choice([0, 0, 1, 7])
+        return chance.choice([0.0, 0.5, 0.5, 3.0, 3.0, 12.0, 40.0, 250.0]) * chance.random(), chance.choice(
+            [0, 0, 1, 7]
+        )
 
     # --- processes
 
@@ -104,7 +106,7 @@ class Machine:
 
     def start_daemon(self, delay: float = 0.0) -> None:
         """As the service manager does."""
-        if self.cpus and self.up and not self.stopped:
+        if self.cpus and self.up:
             self.daemon = self.process("daemon", self._serve, delay)
             self.daemon.context.on_death = self._daemon_gone
 

@@ -7,7 +7,7 @@ answer, without it ENOENT or EEXIST), executed later or twice, refused, or slow;
 
 import errno
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.sim.kernel import Died, Kernel
 from tests.sim.server import Inode, Server, oserror
@@ -26,6 +26,14 @@ class Dir:
         self.names: dict[str, Inode | None] = {}
 
 
+class Outage(NamedTuple):
+    """As `faults.Fault`."""
+
+    what: str
+    delay: float
+    code: int
+
+
 class Mount:
     """
     RPCs and directories.
@@ -42,6 +50,7 @@ class Mount:
         self.dirs: dict[int, Dir] = {}
         self.attrs: dict[int, tuple[Any, float]] = {}
         self.blocked_until = 0.0  # no answers: partition, server down
+        self.soft_until = 0.0  # a soft mount without a server: errors, and who knows what was done
         self.rang: Callable[[], None] = lambda: None
 
     def drop_caches(self) -> None:
@@ -63,6 +72,8 @@ class Mount:
         fault = self.faults(kind)
         if kernel.me is not None and kernel.me.dead:
             raise Died
+        if kernel.now < self.soft_until:
+            fault = self._outage(kind)
         if fault is None:
             kernel.sleep(0.0003 + 0.002 * chance.random())
             while self.blocked_until > kernel.now:
@@ -72,6 +83,13 @@ class Mount:
                 kernel.sleep(0.0003 + 0.002 * chance.random())
             return result
         return self._faulty(fault, kind, act, path)
+
+    def _outage(self, kind: str) -> Any:
+        """One request of an outage: a mixture of what may have become of it."""
+        self.kernel.sleep(self.chance.choice([0.01, 0.5, 3.0]))
+        code = self.chance.choice([errno.EIO, errno.ETIMEDOUT])
+        what = "error" if kind == "read" else self.chance.choice(["error", "late", "done_error"])
+        return Outage(what, self.chance.choice([0.1, 2.0, 20.0]) * self.chance.random(), code)
 
     def _faulty(self, fault: Any, kind: str, act: Callable[[], Any], path: str) -> Any:
         kernel, what, delay = self.kernel, fault.what, fault.delay
@@ -109,7 +127,7 @@ class Mount:
             result, error = act(), None
         except OSError as problem:
             result, error = None, problem
-        if what == "dup" and kind != "link":
+        if what == "dup" and kind not in ("link", "create", "symlink"):  # a temporary name would come back
             kernel.at(kernel.now + delay, later)
         elif what in ("lost", "lost_nocache"):
             kernel.sleep(self.chance.choice(RETRANS_S) + (delay if what == "lost_nocache" else 0.0))
@@ -176,14 +194,14 @@ class Mount:
             raise oserror(errno.ENOTDIR, path)
         return at, parts[-1], where
 
-    def _changed(self, before: int, directory: Inode, names: dict[str, Inode | None]) -> None:
+    def _changed(self, before: int, after: int, directory: Inode, names: dict[str, Inode | None]) -> None:
         """Our own change of a directory: it is known, and so is that nobody else changed it."""
         known = self.dirs.get(directory.ino)
         if known is None:
             return
         if known.change != before:
             known.names.clear()
-        known.change = directory.change
+        known.change = after
         known.names.update(names)
 
     def _forget(self, directory: Inode, name: str) -> None:
@@ -197,18 +215,20 @@ class Mount:
         cached = known.names.get(name)
         if cached is not None and cached.nlink:
             raise oserror(errno.EEXIST, path)
-        before = [0]
+        seen = [0, 0]
 
         def act() -> Inode:
-            before[0] = directory.change
-            return self.server.make(self.name, kind, directory, name, where, text)
+            before = directory.change
+            node = self.server.make(self.name, kind, directory, name, where, text)
+            seen[:] = before, directory.change
+            return node
 
         try:
             node: Inode = self.rpc(what, act, path)
         except OSError:
             self._forget(directory, name)
             raise
-        self._changed(before[0], directory, {name: node})
+        self._changed(*seen, directory, {name: node})
         return node
 
     def _file(self, path: str) -> Inode:

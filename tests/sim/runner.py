@@ -96,6 +96,7 @@ class Runner:
         self.frozen_until = 0.0
         self._busy = False
         self._fence_alarm = 0
+        self._noted: tuple[int, float] | None = None  # the fence on the local disk: boot, until
         self._numbers = itertools.count(1)
         self.life = 0  # number of this runner process
         self.dies_at_start: list[str] = []  # what happens at the next starts: `before` or `after` the spawn
@@ -114,9 +115,15 @@ class Runner:
     def _begin(self) -> None:
         self.alive, self.lease, self.fence = True, 0.0, float("inf")
         self.life += 1
+        if self._noted and self._noted[0] == self.machine.boots:
+            self.fence = self._noted[1]
+        elif any(job.state == "running" for job in self.jobs.values()):
+            self.fence = 0.0  # unknown, with jobs that live: they may run elsewhere already
         for job in self.jobs.values():
             if job.orphan and job.state == "running" and job.stage == "gone":
                 self._note_end(job, None, "lost")
+        if self.fence < float("inf"):
+            self._watch_fence()
 
     def soon(self) -> None:
         """Something was sent: read it in a moment."""
@@ -155,6 +162,7 @@ class Runner:
                 self.lease = message["until"]
             if message["fence"] is not None:
                 self.fence = message["fence"]
+                self._noted = self.machine.boots, self.fence
                 self._watch_fence()
         if op == "hello":
             self.greeted = True
@@ -164,7 +172,7 @@ class Runner:
             self._start(message)
         elif op == "kill" and live:
             self._end(live, 143, "cancelled", signal=15)
-        elif op in ("suspend", "resume") and live and not live.orphan:
+        elif op in ("suspend", "resume") and live:
             self._pause(live, op == "suspend")
         elif op == "forget":
             for key in message["jobs"]:
@@ -178,7 +186,7 @@ class Runner:
         now = self.machine.clock()
         if (message["id"], message["attempt"]) in self.jobs:
             return "this attempt is known already"
-        if now > self.lease or now > message.get("until", now):
+        if now > self.lease:
             return "the lease is over"
         return ""
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from spoolq import daemon, deliver, fsops, host, presence, recover, steer
+from spoolq import daemon, deliver, fsops, host, presence, recover, rerun, steer
+from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
 
@@ -83,7 +84,7 @@ class SimOs:
             machine = seam.machine
             if seam.kernel.me.dead:  # type: ignore[union-attr]
                 seam.kernel.sleep(0)
-            on_spool = first >= 1000 if by_fd else (rest[0] if name == "symlink" else first).startswith("/spool")
+            on_spool = first >= FIRST_FD if by_fd else (rest[0] if name == "symlink" else first).startswith("/spool")
             return getattr(machine.client if on_spool else machine.disk, name)(first, *rest, **options)
 
         setattr(self, name, call)
@@ -229,11 +230,11 @@ class _Kind:
 
 def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     clock, system, chance, poll = SimTime(seam), SimOs(seam), Chance(seam), SimPoll(seam)
-    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service"):
+    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service", "rerun"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
             yield module, "time", clock
-    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer"):
+    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer", "intake"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "os"):
             yield module, "os", system
@@ -251,6 +252,8 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     yield daemon, "Scratch", Scratch
     yield steer, "writer", lambda: f"cli-{seam.machine.name}"
     yield deliver, "time", clock
+    # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
+    yield vars(rerun.Known)["recorded"], "lock", contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,9 @@ def oserror(code: int, path: str = "", path2: str | None = None) -> OSError:
     return OSError(code, os.strerror(code), path, None, path2) if path2 else OSError(code, os.strerror(code), path)
 
 
+JOURNAL_S, WRITEBACK_S = 5.0, 30.0  # after which a local disk has names and contents anyway
+
+
 class Inode:
     """A file, directory or link."""
 
@@ -46,8 +49,8 @@ class Server:
         self.root = self._new("d")
         self.full = False
         self.sent: float | None = None  # when the request that is executed was sent, if that is long ago
-        self.undo: list[Callable[[], None]] = []
-        self.dirty: dict[int, Inode] = {}
+        self.undo: list[tuple[float, Callable[[], None]]] = []
+        self.dirty: dict[int, tuple[float, Inode]] = {}
 
     def _new(self, kind: str) -> Inode:
         self._inos += 1
@@ -81,7 +84,7 @@ class Server:
         now = self.clock()
         self.log((now, "op", client, what, path, path2, node.ino, text, now if self.sent is None else self.sent))
         if not self.durable:
-            self.undo.append(undo)
+            self.undo.append((now, undo))
 
     def make(self, client: str, kind: str, directory: Inode, name: str, path: str, text: str = "") -> Inode:
         """mkdir, exclusive create, symlink."""
@@ -192,14 +195,14 @@ class Server:
         node.change += 1
         node.mtime = self.clock()
         if not self.durable:
-            self.dirty[node.ino] = node
+            self.dirty.setdefault(node.ino, (self.clock(), node))
 
     def truncate(self, node: Inode) -> None:
         """To nothing."""
         node.data = b""
         node.change += 1
         if not self.durable:
-            self.dirty[node.ino] = node
+            self.dirty.setdefault(node.ino, (self.clock(), node))
 
     def commit(self, node: Inode) -> None:
         """fsync: this file's content, and all names so far (one journal)."""
@@ -211,13 +214,16 @@ class Server:
         """Lose what was not synced."""
         if self.durable:
             return
-        lost = chance.randint(0, len(self.undo))
+        now = self.clock()
+        lost = chance.randint(0, sum(t > now - JOURNAL_S for t, _ in self.undo))
         for _ in range(lost):
-            self.undo.pop()()
+            self.undo.pop()[1]()
         self.undo.clear()
         self.log((self.clock(), "rollback", lost))
         for ino in sorted(self.dirty):
-            node = self.dirty[ino]
+            since, node = self.dirty[ino]
+            if since < now - WRITEBACK_S:
+                continue
             node.data = chance.choice([node.data, node.synced or b"", b""]) if node.synced != node.data else node.data
             node.synced = node.data
         self.dirty.clear()

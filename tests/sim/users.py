@@ -7,7 +7,7 @@ like any process, and write into the trace what they were told.
 
 from typing import Any, NamedTuple
 
-from spoolq import amend, config, steer, submit
+from spoolq import amend, config, mark, steer, submit
 from spoolq.errors import SpoolqError
 from spoolq.job import Job
 from spoolq.request import Asked
@@ -53,6 +53,7 @@ def make(seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, st
             "priority": chance.choice([0, 0, 0, 10, -10]),
             "held": chance.choice(["", "", "", "", "HU"]),
             "limit_s": chance.choice([None, None, 5]),
+            "retries": chance.choice([0, 0, 0, 1, 2]),
         }
         found.append(Action(at, chance.choice(users), "submit", facts=facts))
     for _ in range(steering):
@@ -68,7 +69,7 @@ def act(world: Any, action: Action) -> None:
     try:
         if action.verb == "submit":
             facts = action.facts
-            job = Job(command=("true",), name="t", declared=frozenset(["cpus"]), **facts)
+            job = Job(command=("true",), name=f"r{facts['retries']}", declared=frozenset(["cpus"]), **facts)
             placed = submit.submit(Found(), Asked(job, None, ENV), warn=False)  # type: ignore[arg-type]
             log((kernel.now, "ack", name, placed.entry.id, facts["rerun"]))
             world.ids.append(placed.entry.id)
@@ -87,6 +88,22 @@ def act(world: Any, action: Action) -> None:
     finally:
         if not kernel.me.dead:
             kernel.me.context.gone()
+
+
+def bury(world: Any, node: str) -> None:
+    """`spoolq node-dead NODE --certain`, by an operator who has looked: it is off."""
+    try:
+        mark._bury(Spool("/spool"), node, Certain())  # type: ignore[arg-type]
+        world.log((world.kernel.now, "buried", node))
+    except (OSError, SpoolqError) as error:
+        world.log((world.kernel.now, "refused", "admin", "node-dead", str(error)))
+
+
+class Certain:
+    """As `arguments.Given`, with --certain."""
+
+    def has(self, _: str) -> bool:
+        return True
 
 
 def step(action: Action) -> Any:

@@ -37,13 +37,18 @@ class Shape(NamedTuple):
     local: bool
 
     @property
+    def times(self) -> tuple[float, float]:
+        """(fence_s, dead_s)."""
+        fence_s = self.beat_s * 4
+        return fence_s, (fence_s + 1 + 50) / 0.99 + 1
+
+    @property
     def policy(self) -> str:
         """spool.toml."""
-        fence_s = self.beat_s * 4
-        dead_s = (fence_s + 1 + 50) / 0.99 + 1
+        fence_s, dead_s = self.times
         return (
             'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "sim"\n[limits]\n'
-            f"settle_s = 0\nmin_free_mb = 10\ngrace_s = 1\nbeat_s = {self.beat_s}\nfence_s = {fence_s}\ndead_s = {dead_s:.1f}\n"
+            f"settle_s = 0\nretry_s = 2\nmin_free_mb = 10\ngrace_s = 1\nbeat_s = {self.beat_s}\nfence_s = {fence_s}\ndead_s = {dead_s:.1f}\n"
         )
 
 
@@ -99,7 +104,7 @@ class World:
             kernel.main.context = seam.Process(self.admin, 1)
             logging.disable(logging.CRITICAL)
             try:
-                self.log((0.0, "policy", shape._asdict() | {"fence_s": shape.beat_s * 4}))
+                self.log((0.0, "policy", shape._asdict() | {"fence_s": shape.times[0], "dead_s": shape.times[1]}))
                 initialise("/spool", shape.policy)
                 self.plan.calm = False
                 for machine in self.machines.values():
@@ -131,7 +136,8 @@ class World:
         for fault in self.plan.faults:
             if fault.what in faults.AT_TIME:
                 kernel.at(fault.at, lambda fault=fault: self.strike(fault))  # type: ignore[misc]
-                lasts = 0.0 if fault.what == "clock_jump" else fault.delay
+                lasts = 0.0 if fault.what in ("clock_jump", "gone") else fault.delay
+                lasts += 20.0 * (fault.what == "outage")
                 over_s = max(over_s, fault.at + lasts)
             else:
                 over_s = max(over_s, shape.busy_s + fault.delay)
@@ -161,10 +167,22 @@ class World:
                     if actor is not machine.daemon:
                         self.kernel.kill(actor)
             machine.power_off(fault.delay)
+        elif what == "gone":
+            others = [each for each in self.machines.values() if each.cpus and each.up and each is not machine]
+            if others:
+                machine.power_off(1e9)
+                machine.gone = True
+                if fault.delay < 200:  # else at the end
+                    kernel = self.kernel
+                    kernel.at(
+                        now + fault.delay, lambda: self.admin.process("node-dead", lambda: self.bury(machine.name))
+                    )
         elif what in ("stop_daemon", "suspend_machine"):
             machine.freeze(fault.delay, whole=what == "suspend_machine")
         elif what == "partition":
             machine.client.blocked_until = max(machine.client.blocked_until, now + fault.delay)
+        elif what == "outage":
+            machine.client.soft_until = max(machine.client.soft_until, now + fault.delay)
         elif what == "server_down":
             for each in self.machines.values():
                 each.client.blocked_until = max(each.client.blocked_until, now + fault.delay)
@@ -176,12 +194,23 @@ class World:
 
     # --- the end
 
+    def bury(self, name: str) -> None:
+        """An operator's word about a machine that is off; some come back later."""
+        machine = self.machines[name]
+        if machine.up:
+            return
+        users.bury(self, name)
+        if rng(self.seed, name, "back").random() < 0.5:
+            self.kernel.sleep(rng(self.seed, name, "when").choice([0.1, 3.0, 30.0]))
+            machine.gone = False
+            machine.boot()
+
     def _calm(self) -> None:
         self.plan.calm = True
         self.server.full = False
         for machine in self.machines.values():
             machine.runner.dies_at_start.clear()
-            if not machine.up:
+            if not machine.up and not machine.gone:
                 machine.boot()
         self.log((self.kernel.now, "calm"))
 
@@ -198,9 +227,19 @@ class World:
             if not name.startswith(".") and name.endswith(".sh")
         ]
         for name in self.machines:
-            for what in ("admit", "control"):
+            for what in ("admit", "control") if self.machines[name].up else ("admit",):
                 node = self.server.walk(f"nodes/{name}/{what}")
                 found += [f"nodes/{name}/{what}/{entry}" for entry in (node.entries if node else ()) if entry[0] != "."]
+        done = self.server.walk("done")
+        if any(machine.gone and not machine.up for machine in self.machines.values()):
+            return sorted(found)  # who is gone may have been about to write a result; history has it
+        for group in done.entries.values() if done else ():
+            for name in group.entries:
+                if "~cancelled" not in name and "~nodefail" not in name:
+                    _, job_id, _, attempt = name.partition("~")[0].split(".")
+                    home = f"jobs/{int(job_id) // 1000}/{job_id}"
+                    there = self.server.walk(f"{home}/result.json") or self.server.walk(f"{home}/result.{attempt}.json")
+                    found += [] if there else [f"{home}/result.json"]
         return sorted(found)
 
     def _rest(self) -> None:
@@ -214,13 +253,22 @@ class World:
             if rested == 3:
                 self.log((self.kernel.now, "drained"))
                 return
-            held = any(path.startswith("held/") for path in left)
+            for machine in self.machines.values():
+                if machine.gone and not machine.up and any(f"/{machine.name}/" in path for path in left):
+                    self._bury_once(machine)
+            held = any(path.startswith("held/") and ",HU" in path for path in left)
             if held or any(",S" in path for path in left):
                 spool = Spool("/spool")
                 for placed in spool.live():
-                    if placed.top == "held" or placed.entry.suspended:
+                    if placed.entry.held == "HU" or placed.entry.suspended:
                         steer.do(spool, placed, steer.release_step)
         self.log((self.kernel.now, "stuck", self._unfinished()))
+
+    def _bury_once(self, machine: Machine) -> None:
+        """Until it is said of the daemon that beat last."""
+        dead = self.server.walk(f"nodes/{machine.name}/dead")
+        if dead is None and self.server.walk(f"nodes/{machine.name}/heartbeat"):
+            users.bury(self, machine.name)
 
     def _final(self) -> None:
         """What a user can find out at the end, and what lies about."""

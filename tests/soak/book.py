@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Any
 
-from tests.soak.check import Ack, Asked, Fault, Plan
+from tests.soak.check import Ack, Asked, Fault, Plan, Told
 
 
 class Book:
@@ -21,6 +21,7 @@ class Book:
         self.acks: list[Ack] = []
         self.asked: list[Asked] = []
         self.faults: list[Fault] = []
+        self.told: list[Told] = []
         self.crashes: list[str] = []
         self._seed, self._lock, self._number = seed, threading.Lock(), 0
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
@@ -45,6 +46,11 @@ class Book:
         with self._lock:
             self.acks.append(Ack(token, job, time.time()))
             self._note("ack", self.acks[-1])
+
+    def tell(self, told: Told) -> None:
+        with self._lock:
+            self.told.append(told)
+            self._note("told", told)
 
     def ask(self, asked: Asked) -> None:
         with self._lock:

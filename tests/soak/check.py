@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SLACK_S = 20.0  # what a fault leaves behind may show so long after it
+REFUSED = (2, 75, 78)  # exit codes of a command that made no job
+LAST_S = 1.0  # from the last word of a job to its end, as its parent sees it
 FAMILY = 3  # processes of a node family: so many killed and nobody saw how a job ended
-SPOOL_FAULTS = frozenset(["full", "readonly", "away"])
+SPOOL_FAULTS = frozenset(["full", "readonly", "away", "partition"])
 DEATHS = frozenset(["power", "blackout", "death"])
 
 
@@ -24,6 +26,7 @@ class Plan(NamedTuple):
     rule: str = "C"
     code: int = 0
     limit_s: float | None = None
+    retries: int = 0
 
 
 class Ack(NamedTuple):
@@ -31,6 +34,15 @@ class Ack(NamedTuple):
 
     token: str
     id: int | None
+    at: float
+
+
+class Told(NamedTuple):
+    """What `spoolq run` came to for its user: its exit code, and the sha256 of what it printed."""
+
+    token: str
+    code: int
+    sha: str
     at: float
 
 
@@ -94,6 +106,7 @@ class World:
 
     plans: dict[str, Plan] = field(default_factory=dict)
     acks: list[Ack] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
     truth: list[Line] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -229,9 +242,19 @@ class Judge:
             return True
         plan = self.plan(job)
         rule = plan.rule if plan else "N"
+        if plan and before.attempt <= plan.retries and self.failed(job, before.attempt):
+            return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
+
+    def failed(self, job: int, attempt: int) -> bool:
+        """Whether an attempt ended as a failure, by what was written of it, or by its own word."""
+        lines = self.by_run.get((job, attempt), [])
+        return any(line.kind == "end" and (line.code or line.signal) for line in lines) or any(
+            record["id"] == job and record["attempt"] == attempt and record["state"] in ("FAILED", "TIMEOUT")
+            for record in self.world.history
+        )
 
     # --- from nowhere
 
@@ -283,26 +306,31 @@ class Judge:
         """Whether a result is the truth, or what was done to the job explains it."""
         job, state, reason = result["id"], result["state"], result["reason"] or ""
         since = start.at if start else 0.0
-        until = end.at if end else float("inf")
+        until = end.at + LAST_S if end else float("inf")
         node = start.node if start else result["node"]
         faults = self.faults(node, since - SLACK_S, until)
         plan = self.plan(job)
         if state == "CANCELLED":
-            return self.was_asked(job, ["kill"], 0.0, float("inf"))
+            again = any(place.attempt > result["attempt"] for place in self.entries[job])
+            return self.was_asked(job, ["kill", "requeue"] if again else ["kill"], 0.0, float("inf"))
         if state == "TIMEOUT":
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":
             died = any(fault.kind in DEATHS for fault in faults)
-            return died or sum(fault.killed for fault in faults) >= FAMILY
+            fenced = reason.startswith("lost: this node") and plan is not None and plan.rule == "Y"
+            if fenced and faults:
+                return True
+            killed = sum(fault.killed for fault in faults)  # with a full disk the runner alone knew
+            return died or killed >= FAMILY or (killed > 0 and any(fault.kind == "disk" for fault in faults))
         if reason.startswith("output"):
             return any(fault.kind in SPOOL_FAULTS for fault in faults)
-        if state not in ("COMPLETED", "FAILED") or start is None:
+        if state not in ("COMPLETED", "FAILED"):
             return False
         if end and (end.code, end.signal) == (result["exit_code"], result["signal"]):
             planned = plan is None or plan.code == (end.code if end.signal is None else -end.signal)
             return planned or (bool(end.torn) and any(fault.kind in SPOOL_FAULTS for fault in faults))
         signalled = self.was_asked(job, ["signal"], since - SLACK_S, until + SLACK_S)
-        return signalled and state == "FAILED" and result["signal"] is not None
+        return signalled and state == "FAILED" and result["signal"] is not None  # perhaps before its first word
 
     def output(self, result: dict[str, Any]) -> None:
         """What the job wrote is what lies there; a later attempt appends to what the earlier ones wrote."""
@@ -319,6 +347,27 @@ class Judge:
         least = sum(line.size for run in runs for line in run if line.kind == "end" and not line.torn)
         if not least <= there.size <= most:
             self.say("untrue", job, f"stdout has {there.size} bytes; the job wrote {least} to {most} in all attempts")
+
+    def told(self) -> None:
+        """Who waited at a terminal was told the same."""
+        job_of = {token: job for job, token in self.world.tokens.items() if self.entries[job]}
+        for told in self.world.told:
+            job = job_of.get(told.token)
+            result = self.world.results.get(job or 0)
+            if told.code in REFUSED and (job is None or told.code == REFUSED[1]):
+                continue
+            if job is None or result is None:
+                self.say("lost", job, f"`run` of {told.token} ended with {told.code}, and there is no result")
+                continue
+            if self.asked[job] or result["attempt"] > 1:
+                continue
+            wanted = {"TIMEOUT": 124, "CANCELLED": 130, "NODE_FAIL": 1}.get(result["state"], result["exit_code"])
+            wanted = 128 + result["signal"] if wanted is None else wanted
+            if told.code != wanted:
+                self.say("untrue", job, f"`run` ended with {told.code}, and the result says {wanted}")
+            ends = [line for line in self.by_run[job, 1] if line.kind == "end" and not line.torn]
+            if ends and result["state"] in ("COMPLETED", "FAILED") and told.sha != ends[0].sha:
+                self.say("untrue", job, "`run` did not print what the job wrote")
 
     # --- the counts
 
@@ -340,6 +389,7 @@ def check(world: World) -> Verdict:
     judge.twice()
     judge.unexpected()
     judge.true()
+    judge.told()
     judge.count()
     for text in world.left:
         judge.say("left", None, text)

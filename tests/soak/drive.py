@@ -21,12 +21,13 @@ from tests.soak import gather
 from tests.soak.book import Book
 from tests.soak.check import Verdict, World, check
 from tests.soak.faults import Faults
-from tests.soak.node import HERE, Node, containment
+from tests.soak.node import HERE, Node, containment, read
 from tests.soak.users import User
 
-POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, "min_free_mb": 2}
+POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, "retry_s": 1, "min_free_mb": 2}
 PEACE_S = 120.0  # without any progress for so long after the faults: stuck
 PROGRESS_S = 10.0
+LOCAL_MB = 200  # of a node's own disk
 FDS = 6  # descriptors that a daemon may have more than a fresh one
 
 
@@ -68,13 +69,18 @@ class Soak:
             Node(self.base, f"n{i + 1}", self.root, cpus=4, contained=self.contained, view=view)
             for i in range(options.nodes)
         ]
+        self.local: list[str] = []
+        for node in self.nodes if self.disk else []:  # a disk of its own, which a loss of power leaves as it is
+            self.local.append(f"{node.directory}/state")
+            size = f"size={LOCAL_MB}m,mode=700"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", size, "soak", self.local[-1]], check=True)
         self.faults = Faults(
             self.book,
             self.nodes,
             seed=f"{options.seed}/faults",
             root=self.root,
             disk=self.disk,
-            fence_s=POLICY["fence_s"],
+            policy=POLICY,
         )
         self.names = [name for name in options.faults or self.faults.possible() if name in self.faults.possible()]
         self.began = time.monotonic()
@@ -222,7 +228,12 @@ class Soak:
                 node.power_off()
         book = self.book
         world = World(
-            plans=book.plans, acks=book.acks, asked=book.asked, faults=book.faults, crashes=list(book.crashes)
+            told=book.told,
+            plans=book.plans,
+            acks=book.acks,
+            asked=book.asked,
+            faults=book.faults,
+            crashes=list(book.crashes),
         )
         gather.fill(world, self.root, f"{self.base}/truth", [node.name for node in self.nodes])
         world.left = left + gather.left_behind(self.root, self.nodes)
@@ -259,11 +270,23 @@ class Soak:
         for node in self.nodes:
             if node.on:
                 node.power_off()
+        mark = f"SPOOLQ_SOAK_USER={self.base}".encode()
+        for word in os.listdir("/proc"):  # embedded nodes of `run`
+            if word.isdigit() and int(word) != os.getpid() and mark in read(f"/proc/{word}/environ").split(b"\0"):
+                self.faults.signal([int(word)], 9)
         self.book.close()
         if keep and self.disk:  # what is in memory only would go with the next boot
             shutil.copytree(self.root, f"{self.base}/evidence", symlinks=True, dirs_exist_ok=True)
-        if self.disk:
-            subprocess.run(["umount", "-l", self.disk], check=False)
+            for node in self.nodes:
+                shutil.copytree(
+                    f"{node.directory}/state",
+                    f"{node.directory}/evidence",
+                    symlinks=True,
+                    dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("socket*", "*.sock"),
+                )
+        for path in [*self.local, *([self.disk] if self.disk else [])]:
+            subprocess.run(["umount", "-l", path], check=False)
         if not keep:
             with contextlib.suppress(OSError):
                 shutil.rmtree(self.base)

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from tests.soak.book import Book
 from tests.soak.check import Fault
-from tests.soak.node import Node, read
+from tests.soak.node import HERE, Node, read
 
 Play = Generator[float, None, None]
 
@@ -26,14 +26,16 @@ Play = Generator[float, None, None]
 class Faults:
     """What may go wrong in a run."""
 
-    def __init__(self, book: Book, nodes: Sequence[Node], *, seed: str, root: str, disk: str, fence_s: float) -> None:
+    def __init__(
+        self, book: Book, nodes: Sequence[Node], *, seed: str, root: str, disk: str, policy: Mapping[str, float]
+    ) -> None:
         """
         Args:
             disk: a small file system of ours on which the spool is, or empty.
-            fence_s: the policy's.
+            policy: the limits in spool.toml.
         """
         self.book, self.nodes, self.random = book, list(nodes), random.Random(seed)
-        self.root, self.disk, self.fence_s = root, disk, fence_s
+        self.root, self.disk, self.fence_s, self.dead_s = root, disk, policy["fence_s"], policy["dead_s"]
         self.stopping, self.counts = threading.Event(), dict.fromkeys(self.possible(), 0)
         self._upgrades = itertools.count(1)
         self._busy: set[str] = set()
@@ -52,7 +54,10 @@ class Faults:
             "second": self.second,
             "power": self.power,
             "blackout": self.blackout,
+            "death": self.death,
+            "partition": self.partition,
             "full": self.full,
+            "disk": self.disk_full,
             "readonly": self.readonly,
             "away": self.away,
         }
@@ -60,8 +65,14 @@ class Faults:
     def possible(self) -> list[str]:
         """The names of those that can be played here."""
         contained = all(node.contained for node in self.nodes)
-        needs = {"power": contained, "blackout": contained, "full": bool(self.disk)}
-        needs |= dict.fromkeys(("readonly", "away"), contained and all(node.view for node in self.nodes))
+        needs = {
+            "power": contained,
+            "blackout": contained,
+            "death": contained,
+            "full": bool(self.disk),
+            "disk": bool(self.disk),
+        }
+        needs |= dict.fromkeys(("readonly", "away", "partition"), contained and all(node.view for node in self.nodes))
         return [name for name in self.all() if needs.get(name, True)]
 
     def run(self, names: Sequence[str], gap_s: float) -> None:
@@ -176,22 +187,53 @@ class Faults:
             node.boot()
             self._busy.discard(node.name)
 
+    def death(self, node: Node) -> Play:
+        """A node is dead for long: the others take over by the rule, or all of it if the operator says so; it comes late."""
+        if node.name in self._busy or "death" in self._busy:
+            return
+        self._busy |= {node.name, "death"}
+        since = time.time()
+        if node.on:
+            node.power_off()
+        self._note("death", node.name, since)
+        if self.random.random() < 0.5:
+            yield self.random.uniform(3.5, 8.0)
+            if not self.stopping.is_set():
+                done = subprocess.run(
+                    [sys.executable, "-m", "spoolq", "node-dead", node.name, "--certain"],
+                    env=node.env | {"SPOOLQ_DIR": self.root}, cwd=HERE, capture_output=True, timeout=60, check=False,
+                )  # fmt: skip
+                self._note("certain" if done.returncode == 0 else "refused", node.name, since)
+            yield self.random.uniform(0.0, 15.0)
+        else:
+            yield self.dead_s + self.random.uniform(-4.0, 15.0)
+        node.boot()
+        self._busy -= {node.name, "death"}
+
     # --- the spool
 
     def full(self, _node: Node) -> Play:
         """The spool's disk is full for a while, to the last byte or nearly."""
-        if "full" in self._busy:
+        return self.fill("full", "", self.disk)
+
+    def disk_full(self, node: Node) -> Play:
+        """A node's own disk is full for a while."""
+        return self.fill("disk", node.name, f"{node.directory}/state")
+
+    def fill(self, name: str, node: str, disk: str) -> Play:
+        """A file system is full for a while."""
+        if f"{name} {node}" in self._busy:
             return
-        self._busy.add("full")
-        since, path = time.time(), f"{self.disk}/ballast"
-        room = os.statvfs(self.disk)
+        self._busy.add(f"{name} {node}")
+        since, path = time.time(), f"{disk}/ballast"
+        room = os.statvfs(disk)
         size = max(4096, room.f_bavail * room.f_frsize - self.random.choice([0, 0, 40_000, 400_000, 3_000_000]))
         with contextlib.suppress(OSError), open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
         yield self.random.uniform(0.5, 8.0)
         os.unlink(path)
-        self._note("full", "", since)
-        self._busy.discard("full")
+        self._note(name, node, since)
+        self._busy.discard(f"{name} {node}")
 
     def inside(self, node: Node, script: str) -> bool:
         """Run a line of shell inside a node."""
@@ -200,14 +242,14 @@ class Faults:
         )
         return done.returncode == 0
 
-    def mounted(self, node: Node, name: str, broken: str, whole: str, most_s: float) -> Play:
+    def mounted(self, node: Node, name: str, broken: str, whole: str, most_s: float, least_s: float = 0.2) -> Play:
         """Something is wrong with a node's mount for a while."""
         if f"mount {node.name}" in self._busy or node.name in self._busy:
             return
         self._busy.add(f"mount {node.name}")
         since, boots = time.time(), node.boots
         done = self.inside(node, broken)
-        yield self.random.uniform(0.2, most_s)
+        yield self.random.uniform(least_s, most_s)
         if done and node.boots == boots and node.on:
             self.inside(node, whole)
         self._note(name, node.name, since)
@@ -219,6 +261,17 @@ class Faults:
         return self.mounted(
             node, "readonly", f"mount --bind {at} {at} && mount -o remount,bind,ro {at}", f"umount -l {at}", 10.0
         )
+
+    def partition(self, node: Node) -> Play:
+        """Away for so long that others take what may be taken; the node lives on, and comes back late."""
+        if "partition" in self._busy:
+            return
+        self._busy.add("partition")
+        at = os.path.dirname(node.view)
+        yield from self.mounted(
+            node, "partition", f"mount -t tmpfs none {at}", f"umount -l {at}", self.dead_s + 15.0, self.dead_s - 4.0
+        )
+        self._busy.discard("partition")
 
     def away(self, node: Node) -> Play:
         """A node's mount is gone for a while: an empty directory is there."""

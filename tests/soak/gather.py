@@ -151,18 +151,12 @@ def story(job: int | None, text: str, root: str, directory: str, nodes: Sequence
     """Everything that is known of one job, for a person."""
     if job is None:
         return []
-    said = [
-        f"  truth    {line.decode()}"
-        for line in read(f"{directory}/truth.jsonl").splitlines()
-        if f'"id": {job},'.encode() in line
-    ]
-    said += [
-        f"  diary    {line.decode()}"
-        for line in read(f"{directory}/diary.jsonl").splitlines()
-        if f'"id": {job},'.encode() in line
-    ]
+    home, said = f"{root}/jobs/{job // 1000}/{job}", []
+    marks = [f'"id": {job},'.encode(), f'"{token_of(home) or job}"'.encode()]
+    for name in ("truth", "diary"):
+        lines = [line for line in read(f"{directory}/{name}.jsonl").splitlines() if any(mark in line for mark in marks)]
+        said += [f"  {name}    {line.decode()}" for line in lines if b'"kind": "alive"' not in line]
     said += [f"  entry    {place}" for place in places(root) if place.id == job]
-    home = f"{root}/jobs/{job // 1000}/{job}"
     said += [f"  home     {name}" for name in listing(home)]
     said += [
         f"  {name} {read(f'{home}/{name}').decode('utf-8', 'replace').strip()}"

@@ -58,6 +58,12 @@ def read(path: str) -> bytes:
     return b""
 
 
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 if it is gone."""
+    fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
 def kind_of(pid: int) -> str:
     """What a process of a node is."""
     name = read(f"/proc/{pid}/comm").strip().decode("utf-8", "replace")
@@ -191,8 +197,10 @@ class Node:
         return found
 
     def family(self, *kinds: str) -> list[Process]:
-        """Those of some kinds: daemon, runner, watch."""
-        return [process for process in self.processes() if process.kind in kinds]
+        """Those of some kinds: daemon, runner, watch; not a job that is about to begin, which looks like its parent."""
+        found = self.processes()
+        runners = {process.pid for process in found if process.kind == "runner"}
+        return [p for p in found if p.kind in kinds and not (p.kind == "runner" and parent_of(p.pid) in runners)]
 
     def enter(self, *words: str) -> list[str]:
         """The command that does something inside."""

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from tests.soak import gather
-from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Verdict, World, check
+from tests.soak.check import Ack, Asked, Fault, Line, Output, Place, Plan, Told, Verdict, World, check
 from tests.soak.drive import Options, soak
 from tests.soak.node import containment
 
@@ -149,6 +149,23 @@ def test_attempts_that_overlap_are_seen_by_the_lock_and_by_signs_of_life():
         assert ["duplicated"] == kinds(twice(asked=asked, truth=truth))
 
 
+def test_a_failure_is_tried_again_as_often_as_its_user_said():
+    plans = {TOKEN: Plan(TOKEN, "sub", "N", 3, retries=1)}
+    truth = [start(), end(), start(15.0, 2), end(17.0, 2)]
+    seen = {"truth": truth, "outputs": {7: Output(10, "s")}, "history": [result()]}
+    assert [] == kinds(twice("N", **seen | {"plans": plans}))
+    well = [start(), end(code=0), *truth[2:]]
+    assert "duplicated" in kinds(twice("N", **seen | {"plans": plans, "truth": well, "history": []}))
+    assert ["duplicated"] == kinds(twice("N", **seen))
+
+
+def test_an_oath_of_the_operator_is_a_death_and_silence_is_none():
+    elsewhere = [start(), start(80.0, 2, node="n2"), end(82.0, 2, node="n2")]
+    assert [] == kinds(twice("C", truth=elsewhere, faults=[Fault("death", "n1", 12.0, 12.0)]))
+    assert ["duplicated"] == kinds(twice("C", truth=elsewhere, faults=[Fault("partition", "n1", 12.0, 85.0)]))
+    assert [] == kinds(twice("Y", truth=elsewhere, faults=[Fault("partition", "n1", 12.0, 85.0)]))
+
+
 # --- unexpected
 
 
@@ -209,6 +226,25 @@ def test_what_was_done_to_a_job_explains_its_end():
     assert [] == kinds(world(results={7: result(**lost)}, truth=[start()], faults=[Fault("power", "n1", 11.0, 11.0)]))
     assert [] == kinds(world(results={7: result(**lost)}, faults=[Fault("kill-several", "n1", 11.0, 11.0, 3)]))
     assert [] == kinds(world(results={7: result(**full)}, faults=[Fault("full", "", 11.0, 13.0)]))
+    signalled = {"exit_code": None, "signal": 15}
+    asked = [Asked("signal", 7, 11.0, 11.1, "requested")]
+    assert [] == kinds(world(results={7: result(**signalled)}, truth=[start()], asked=asked))
+    assert [] == kinds(world(results={7: result(**signalled)}, truth=[], asked=asked))
+    assert ["untrue"] == kinds(world(results={7: result(exit_code=3)}, truth=[], asked=asked))
+
+
+def test_only_a_job_that_may_run_elsewhere_is_fenced():
+    fenced = {
+        "state": "NODE_FAIL",
+        "exit_code": None,
+        "signal": 9,
+        "reason": "lost: this node could not reach the spool",
+    }
+    away = [Fault("away", "n1", 9.0, 12.0)]
+    for rule, seen in (("C", ["untrue"]), ("N", ["untrue"]), ("Y", [])):
+        plans = {TOKEN: Plan(TOKEN, "sub", rule, 3)}
+        assert seen == kinds(world(results={7: result(**fenced)}, truth=[start()], faults=away, plans=plans))
+    assert ["untrue"] == kinds(world(results={7: result(**fenced)}, truth=[start()], plans=plans))
 
 
 def test_two_kills_in_the_family_excuse_no_unknown_end():
@@ -224,6 +260,15 @@ def test_a_line_of_history_about_an_earlier_attempt_must_be_true_too():
     seen = {"truth": truth, "asked": asked, "outputs": {7: Output(10, "s")}}
     assert [] == kinds(twice(**seen, history=[result()]))
     assert ["untrue"] == kinds(twice(**seen, history=[result(exit_code=5)]))
+
+
+def test_who_waited_was_told_the_same():
+    assert [] == kinds(world(told=[Told(TOKEN, 3, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 0, "s", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 3, "x", 13.0)]))
+    assert ["lost"] == kinds(world(told=[Told("soak-1-2", 3, "s", 13.0)]))
+    assert [] == kinds(world(told=[Told("soak-1-2", 75, "", 13.0), Told("soak-1-3", 2, "", 13.0)]))
+    assert ["untrue"] == kinds(world(told=[Told(TOKEN, 2, "s", 13.0)]))
 
 
 # --- the rest

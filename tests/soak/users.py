@@ -5,6 +5,7 @@ Each user is a thread with its own random numbers; what it does follows from the
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import time
 from collections.abc import Sequence
 
 from tests.soak.book import Book
-from tests.soak.check import Asked, Plan
+from tests.soak.check import Asked, Plan, Told
 from tests.soak.node import HERE
 
 WORK = f"{HERE}/tests/soak/work.py"
@@ -42,14 +43,21 @@ class User:
         self.random, self.rate = random.Random(seed), rate
         self.stopping = threading.Event()
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SPOOLQ_")}
-        self.env |= {"SPOOLQ_DIR": root, "PYTHONPATH": HERE, "HOME": base, "SPOOLQ_SOAK_USER": base}
+        self.env |= {
+            "SPOOLQ_DIR": root,
+            "PYTHONPATH": HERE,
+            "HOME": base,
+            "SPOOLQ_SOAK_USER": base,
+            "SPOOLQ_STATE_DIR": f"{base}/embedded",
+        }
         self.later: list[tuple[float, list[str]]] = []  # what puts an earlier action right
 
     def live(self) -> None:
         """Until told to stop."""
         ways = [
             (40, self.single), (12, self.lines), (14, self.drop_whole), (8, self.drop_slowly), (8, self.script),
-            (12, self.dies), (30, self.act), (3, self.drain), (6, self.look),
+            (12, self.dies),
+            (5, self.run), (30, self.act), (3, self.drain), (6, self.look),
         ]  # fmt: skip
         while not self.stopping.is_set():
             (way,) = self.random.choices([way for _, way in ways], [weight for weight, _ in ways])
@@ -95,38 +103,40 @@ class User:
         words = [sys.executable, "-I", "-S", WORK, f"{self.base}/truth", token, str(seconds), str(code), str(size)]
         return [*words, *([flags] if flags else [])], code
 
-    def options(self, *, limits: bool = True) -> tuple[list[str], str, float | None]:
-        """Options of a job, its rule, and its time limit."""
+    def options(self, *, limits: bool = True) -> tuple[list[str], str, float | None, int]:
+        """Options of a job, its rule, its time limit, and how often it is tried again."""
         pick = self.random
         rule = pick.choice("NCYCC")
         limit = pick.choice([1.0, 4.0]) if limits and pick.random() < 0.08 else None
         words = ["-c", pick.choice(["0.1", "0.5", "1", "2"]), "--rerun", RULES[rule]]
         words += ["-p", str(pick.randrange(-50, 50))] if pick.random() < 0.3 else []
         words += ["-t", f"{limit:g}s"] if limit else []
+        retries = pick.choice([1, 2]) if pick.random() < 0.1 else 0
+        words += ["--retries", str(retries)] if retries else []
         words += ["-w", pick.choice(self.nodes)] if pick.random() < 0.1 else []
-        return words, rule, limit
+        return words, rule, limit, retries
 
     # --- ways to submit; each returns about how many jobs it made
 
     def single(self, how: str = "sub", kill_after_s: float | None = None) -> float:
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, limit = self.options()
+        options, rule, limit, retries = self.options()
         if self.random.random() < 0.05:
             options.append("-H")
-        self.book.plan(Plan(token, how, rule, code, limit))
+        self.book.plan(Plan(token, how, rule, code, limit, retries))
         _, out = self.command("sub", *options, *words, kill_after_s=kill_after_s)
         if re.fullmatch(r"\d+\n", out):
             self.book.ack(token, int(out))
         return 1
 
     def lines(self, how: str = "lines", kill_after_s: float | None = None) -> float:
-        options, rule, limit = self.options(limits=False)
+        options, rule, limit, retries = self.options(limits=False)
         tokens, lines = [], []
         for _ in range(self.random.choice([5, 20, BURST])):
             token = self.book.token()
             words, code = self.work(token, short=True)
-            self.book.plan(Plan(token, how, rule, code, limit))
+            self.book.plan(Plan(token, how, rule, code, limit, retries))
             tokens.append(token)
             lines.append(shlex.join(words))
         options[1] = "0.1"
@@ -140,8 +150,8 @@ class User:
         """A script on standard input, or a file of the user's."""
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, limit = self.options()
-        self.book.plan(Plan(token, "script", rule, code, limit))
+        options, rule, limit, retries = self.options()
+        self.book.plan(Plan(token, "script", rule, code, limit, retries))
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\nexec {shlex.join(words)}\n"
         if self.random.random() < 0.5:
             _, out = self.command("sub", stdin=text)
@@ -153,6 +163,18 @@ class User:
             os.unlink(path)
         if re.fullmatch(r"\d+\n", out):
             self.book.ack(token, int(out))
+        return 1
+
+    def run(self) -> float:
+        """A job in the foreground, perhaps interrupted: by Ctrl-C, which kills the job, or for good."""
+        token = self.book.token()
+        words, code = self.work(token, short=True)
+        options, rule, limit, retries = self.options()
+        self.book.plan(Plan(token, "run", rule, code, limit, retries))
+        after = self.random.uniform(0.05, 1.0) if self.random.random() < 0.3 else None
+        number, out = self.command("run", *options, *words, kill_after_s=after)
+        if after is None and number >= 0:
+            self.book.tell(Told(token, number, hashlib.sha256(out.encode()).hexdigest(), time.time()))
         return 1
 
     def dies(self) -> float:
@@ -202,11 +224,12 @@ class User:
         """Token, text and ending of a file to drop; what makes it a job comes last."""
         token = self.book.token()
         words, code = self.work(token)
-        options, rule, _ = self.options(limits=False)
-        self.book.plan(Plan(token, how, rule, code, None))
+        options, rule, _, retries = self.options(limits=False)
+        options += ["-D", f"{self.base}/desk"]  # the default, the home of whoever serves, need not be open to us
+        self.book.plan(Plan(token, how, rule, code, None, retries))
         if self.random.random() < 0.5:
             quoted = ", ".join(json.dumps(word) for word in words)
-            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\ncommand = [{quoted}]\n'
+            text = f'# {token}\ncpus = {options[1]}\nrerun = "{RULES[rule]}"\nname = "toml"\nchdir = "{options[-1]}"\nretries = {retries}\ncommand = [{quoted}]\n'
             return token, text, ".toml"
         text = f"#!/bin/sh\n#SPOOLQ {shlex.join(options)}\n# {token}\ntrue\n# more\nexec {shlex.join(words)}\n"
         return token, text, ".sh"

@@ -34,7 +34,7 @@ class Truth:
     """The file that is believed."""
 
     def __init__(self, directory: str, token: str) -> None:
-        self.directory, self.token = directory, token
+        self.directory, self.token, self.lock = directory, token, -1
         self.fd = os.open(f"{directory}/truth.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.facts = {
             "id": int(os.environ["SPOOLQ_JOB_ID"]),
@@ -54,9 +54,9 @@ class Truth:
 
     def overlaps(self) -> bool:
         """Whether something of another execution lives; the lock is ours and our children's from now on."""
-        lock = os.open(f"{self.directory}/locks/{self.token}", os.O_RDWR | os.O_CREAT, 0o600)
+        self.lock = os.open(f"{self.directory}/locks/{self.token}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False
@@ -79,9 +79,10 @@ def write(data: bytes) -> None:
             piece = piece[os.write(1, piece) :]
 
 
-def children(flags: str, seconds: float) -> list[int]:
+def children(flags: str, seconds: float, lock: int) -> list[int]:
     """Fork what the flags say; the pids of those to wait for."""
     if "l" in flags and os.fork() == 0:
+        os.close(lock)  # what daemonises has some seconds after its job, also into the job's next attempt
         os.setsid()
         time.sleep(LEFT_S)
         os._exit(0)
@@ -101,7 +102,7 @@ def main(directory: str, token: str, seconds: float, code: int, size: int, flags
     truth = Truth(directory, token)
     truth.tell("start", overlap=truth.overlaps(), size=size)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pids = children(flags, seconds)
+    pids = children(flags, seconds, truth.lock)
     text = lines(token, size)
     try:
         write(text[: size // 2])

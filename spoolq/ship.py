@@ -1,0 +1,257 @@
+"""
+Output mode `local`: what a job writes lies on its node's own disk, and is shipped into the spool when it has ended.
+
+For jobs that write much, or that must not wait when the spool is full or does not answer. One directory an attempt,
+`<state>/jobs/<id>.<attempt>/`: the streams, a plan that says where each goes, and a mark for each that is there.
+An output in the job's home is copied to a private name, synced and renamed; one of -o or -e is written where it
+lies, at the end if it is appended to (after a crash a part of that may be there twice, never too little).
+Invariant: an entry reaches done/ only after its outputs; they are tried again for ever, also by later daemons and
+after a reboot, and removed here only after the commit. Output of an attempt that somebody else decided about
+replaces nothing: it becomes `stdout.<attempt>.late`.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from spoolq import deliver, fsops, home, host
+from spoolq.deliver import Finished
+from spoolq.entry import Entry
+from spoolq.spool import Placed, Spool
+
+log = logging.getLogger("spoolq")
+
+HOME, WRITE, APPEND = "home", "write", "append"  # how a stream is shipped
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+Key = tuple[int, int]
+
+
+class Target(NamedTuple):
+    """An open output: which stream, where it goes, whether that is the job's home, and its descriptor."""
+
+    stream: str
+    path: str
+    home: bool
+    fd: int
+
+
+def directory_of(state_dir: str, key: Key) -> str:
+    """Where the output of an attempt is kept."""
+    return f"{state_dir}/jobs/{key[0]}.{key[1]}"
+
+
+def begin(state_dir: str, entry: Entry, targets: Sequence[Target], *, again: bool) -> list[int]:
+    """
+    Local files instead of outputs in the spool; what is no regular file stays as it is.
+
+    Args:
+        targets: opened, and closed here if they are replaced.
+        again: they are appended to.
+
+    Raises:
+        OSError: the local disk refuses; all targets are closed then.
+    """
+    directory = directory_of(state_dir, (entry.id, entry.attempt))
+    fds = [target.fd for target in targets]
+    try:
+        files = [target for target in targets if fsops.regular(target.fd)]
+        how = {target.stream: HOME if target.home else APPEND if again else WRITE for target in files}
+        streams = {t.stream: {"path": t.path, "base": fsops.size_of(t.fd), "how": how[t.stream]} for t in files}
+        fsops.make_directories(directory)
+        text = json.dumps({"boot": host.boot_id(), "streams": streams})
+        fsops.discard(
+            f"{directory}/plan.new"
+        )  # of a claim that was given back; no hidden name, so that it is cleared up
+        fsops.create(f"{directory}/plan.new", text.encode(), mode=0o600)
+        fsops.put(f"{directory}/plan.new", f"{directory}/plan")
+        fsops.sync_directory(directory)
+        for number, target in enumerate(targets):
+            if target in files:
+                fds[number] = fsops.open_output(f"{directory}/{target.stream}")
+                fsops.close(target.fd)
+    except OSError:
+        for fd in fds:
+            fsops.close(fd)
+        raise
+    return fds
+
+
+def _plan(directory: str) -> dict[str, Any]:
+    data = fsops.read(f"{directory}/plan")
+    try:
+        return dict(json.loads(data)) if data else {}
+    except ValueError:
+        return {}
+
+
+def kept(state_dir: str, key: Key) -> bool:
+    """Whether the output of an attempt lies here."""
+    return fsops.look(directory_of(state_dir, key)) is not None
+
+
+def reopen(state_dir: str, key: Key) -> tuple[int, ...]:
+    """Descriptors of the local files, for a daemon that did not start the job."""
+    directory = directory_of(state_dir, key)
+    paths = [f"{directory}/{stream}" for stream in _plan(directory).get("streams", {})]
+    found = [fsops.reopen(path) for path in paths if fsops.look(path)]
+    return tuple(fd for fd in found if fd is not None)
+
+
+def ship_all(spool: Spool, state_dir: str, items: Sequence[Finished]) -> tuple[list[Finished], OSError | None]:
+    """
+    Ship the outputs of what ended.
+
+    Returns:
+        The items whose outputs are where they belong, and the first error that kept back another.
+    """
+    ready, failed = [], None
+    for item in items:
+        entry = item.at.entry
+        try:
+            detail = ship(spool, state_dir, item.at.place, (entry.id, entry.attempt))
+        except OSError as error:
+            failed = failed or error
+            continue
+        if detail and not item.record and item.ended.get("reason") != deliver.OUTPUT_LOST:
+            deliver.mark_lost(item.ended, detail)
+            item.result, item.line = b"", b""
+        ready.append(item)
+    return ready, failed
+
+
+def ship(spool: Spool, state_dir: str, place: str, key: Key) -> str:
+    """
+    Bring the output of an attempt where it belongs, if it is kept here and not there yet.
+
+    Args:
+        place: where the attempt's entry must lie, or the output is late.
+
+    Returns:
+        Empty, or why it may not be whole.
+
+    Raises:
+        OSError: it stays here; to be tried again.
+    """
+    directory = directory_of(state_dir, key)
+    if fsops.look(directory) is None:
+        return ""
+    plan = _plan(directory)
+    names = fsops.names(directory)
+    detail = _sync(directory, plan, names)
+    for stream, facts in plan.get("streams", {}).items():
+        if stream not in names or f"{stream}.shipped" in names:
+            continue
+        local = f"{directory}/{stream}"
+        found = fsops.look(local)
+        if found and found.st_size:
+            _ship_stream(spool, place, key, local, facts)
+        fsops.create(f"{local}.shipped", b"", sync=False)
+    return detail
+
+
+def _sync(directory: str, plan: dict[str, Any], names: Collection[str]) -> str:
+    """The local files are durable from here on; what a power loss took before that is not passed over."""
+    if "synced" in names or not plan:
+        return ""
+    if plan.get("boot") != host.boot_id():
+        return "its node went down before the output was safe: the end of it may be missing"
+    for stream in plan["streams"]:
+        if stream in names:
+            fsops.sync_path(f"{directory}/{stream}")
+    fsops.create(f"{directory}/synced", b"")
+    fsops.sync_directory(directory)
+    return ""
+
+
+def _ship_stream(spool: Spool, place: str, key: Key, local: str, facts: dict[str, Any]) -> None:
+    if facts["how"] == HOME:
+        _replace(spool, place, key, local, facts["path"], facts["base"])
+        return
+    try:
+        fd = fsops.open_at(facts["path"], 0 if facts["how"] == WRITE else None)
+    except _GONE as error:  # its user took that place away: the home is better than nowhere
+        log.warning("output job=%d file=%s error=%s: into its home", key[0], facts["path"], error.strerror)
+        path = f"{home.path_of(spool.root, key[0])}/{os.path.basename(local)}"
+        _replace(spool, place, key, local, path, 0)
+        return
+    try:
+        fsops.copy(local, fd)
+        fsops.sync_file(fd)
+    finally:
+        fsops.close(fd)
+
+
+def _replace(spool: Spool, place: str, key: Key, local: str, path: str, base: int) -> None:
+    """Whole, or not at all; the first `base` bytes are of earlier attempts and stay."""
+    directory, name = os.path.split(path)
+    private = f"{directory}/.ship.{key[1]}.{name}"
+    try:
+        fd = fsops.open_private(private)
+    except _GONE:
+        spool.check_same()  # not mounted: to be tried again
+        log.warning("output job=%d: its home is gone: somebody removed it", key[0])
+        return
+    try:
+        try:
+            if base:
+                fsops.copy(path, fd, most=base)
+            fsops.copy(local, fd)
+            fsops.sync_file(fd)
+        finally:
+            fsops.close(fd)
+    except OSError:
+        fsops.discard(private)  # the room that it takes may be what is missing
+        raise
+    ours = any((entry.id, entry.attempt) == key for entry in spool.entries(place))
+    fsops.put(private, path if ours else f"{path}.{key[1]}.late")
+    fsops.sync_directory(directory)
+
+
+def increment(state_dir: str, at: Placed) -> None:
+    """What a running job has written so far, for somebody who follows it; what is appended comes at the end only."""
+    key = (at.entry.id, at.entry.attempt)
+    directory = directory_of(state_dir, key)
+    for stream, facts in _plan(directory).get("streams", {}).items():
+        local, path, base = f"{directory}/{stream}", facts["path"], facts["base"]
+        here, there = fsops.look(local), fsops.look(path)
+        if facts["how"] == APPEND or not here or not there:
+            continue
+        sent = max(0, there.st_size - base)
+        if here.st_size > sent:
+            fd = fsops.open_at(path, base + sent)
+            try:
+                fsops.copy(local, fd, start=sent, most=here.st_size - sent)
+                fsops.sync_file(fd)
+            finally:
+                fsops.close(fd)
+
+
+def forget(state_dir: str, key: Key) -> None:
+    """After the commit; without its plan, what is left is nothing."""
+    directory = directory_of(state_dir, key)
+    if fsops.look(directory) is None:
+        return
+    for name in sorted(fsops.names(directory), key=lambda name: name != "plan"):
+        fsops.discard(f"{directory}/{name}")
+    fsops.remove_directory(directory)
+
+
+def tidy(spool: Spool, state_dir: str, node: str, keep: Collection[Key]) -> None:
+    """What earlier daemons left of attempts that are not here any more: late output, or what is there already."""
+    names = fsops.names(f"{state_dir}/jobs")
+    if names:
+        spool.check_same()
+        here = [*spool.entries(f"running/{node}"), *spool.entries(f"reaping/{node}")]
+        keep = {*keep, *((entry.id, entry.attempt) for entry in here)}
+    for name in names:
+        job_id, _, attempt = name.partition(".")
+        key = (int(job_id), int(attempt)) if home.is_number(job_id) and home.is_number(attempt) else (0, 0)
+        if key in keep or not key[0]:
+            continue
+        try:
+            ship(spool, state_dir, f"running/{node}", key)
+            forget(state_dir, key)
+        except OSError as error:
+            log.warning("output not shipped job=%d attempt=%d error=%s", *key, error)

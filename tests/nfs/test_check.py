@@ -1,0 +1,116 @@
+"""The checker of the NFS lane sees what it is for; on facts made by hand, without a lab."""
+
+import json
+
+import pytest
+
+from tests.nfs.check import Expected, Truth, check
+
+
+class World:
+    """One job, 7, that ran well as attempt 1; tests spoil one thing of it."""
+
+    def __init__(self):
+        self.expected = Expected()
+        self.expected.acknowledged.update([7])
+        self.lines = ["7.1 start 10.0", "7.1 end 12.0"]
+        self.entries = [["done/0", "500.7.2.1~exit2,c1~sh"]]
+        self.result = {"id": 7, "attempt": 1, "exit_code": 2, "state": "FAILED", "reason": None}
+        self.home = {"stdout": "early 7.1\nlate 7.1\n", "late": []}
+        self.history = [[7, 2]]
+
+    def look(self):
+        home = self.home | {"result": json.dumps(self.result) if self.result else None}
+        spool = {"entries": self.entries, "homes": {"7": home}, "history": self.history, "silly": []}
+        return check(self.expected, Truth.read(self.lines), spool)
+
+    def again(self):
+        """Its node died, and it ran again."""
+        self.expected.reruns = True
+        self.expected.struck = {7}
+        self.lines = ["7.1 start 10.0", "7.1 tick 11.0", "7.2 start 20.0", "7.2 end 21.0"]
+        self.entries = [["done/0", "500.7.4.2~exit2,c1~sh"]]
+        self.result["attempt"] = 2
+        self.home["stdout"] = "early 7.1\nearly 7.2\nlate 7.2\n"
+        self.history = [[7, 4]]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def test_a_job_that_ran_once_and_says_so_is_good(world):
+    assert world.look().good
+
+
+def test_a_job_that_ran_again_after_its_node_died_is_recovered(world):
+    world.again()
+    verdict = world.look()
+
+    assert verdict.good, verdict
+    assert 1 == verdict.recovered
+    assert 1 == verdict.notes["reruns"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "value"),
+    [
+        ("entries", []),
+        ("entries", [["queue/500.1", "500.7.0.1~c1~sh"]]),
+        ("result", None),
+        ("history", [[7, 1]]),
+    ],
+)
+def test_what_is_missing_is_lost(world, spoil, value):
+    setattr(world, spoil, value)
+    assert world.look().lost
+
+
+@pytest.mark.parametrize(
+    ("spoil", "value"),
+    [
+        ("entries", [["done/0", "500.7.2.1~exit2~sh"], ["queue/500.1", "500.7.0.1~~sh"]]),
+        ("lines", ["7.1 start 10.0", "7.1 start 10.5", "7.1 end 12.0"]),
+        ("lines", ["7.1 start 10.0", "7.1 end 12.0", "7.2 start 13.0"]),
+    ],
+)
+def test_what_is_or_ran_twice_is_duplicated(world, spoil, value):
+    setattr(world, spoil, value)
+    assert world.look().duplicated
+
+
+def test_an_attempt_beside_another_is_duplicated(world):
+    world.again()
+    world.lines.append("7.1 tick 20.5")
+    assert ["7: attempt 1 still ran 0.5 s into attempt 2"] == world.look().duplicated
+
+
+def test_a_job_that_must_never_run_again_and_did_is_duplicated(world):
+    world.again()
+    world.expected.rules[7] = "never"
+    assert world.look().duplicated
+
+
+@pytest.mark.parametrize(
+    ("spoil", "value"),
+    [
+        ("entries", [["done/0", "500.7.2.1~nodefail~sh"]]),
+        ("entries", [["done/0", "500.7.2.1~cancelled~sh"]]),
+        ("entries", [["done/0", "500.7.2.1~exit0~sh"]]),
+        ("lines", ["7.1 start 10.0"]),
+        ("lines", []),
+        ("home", {"stdout": "early 8.1\nlate 8.1\n", "late": []}),
+        ("result", {"id": 8, "attempt": 1, "exit_code": 2}),
+    ],
+)
+def test_an_end_or_an_output_that_is_not_its_own_is_unexpected(world, spoil, value):
+    setattr(world, spoil, value)
+    assert world.look().unexpected
+
+
+def test_a_job_that_nobody_submitted_is_unexpected_unless_a_submission_was_cut(world):
+    world.expected.acknowledged.clear()
+    assert world.look().unexpected
+    world.expected.cut = 1
+    assert world.look().good

@@ -1,0 +1,135 @@
+"""A node whose spool does not answer: jobs go on, end and are delivered later; the daemon is left alone, and stops when told to."""
+
+import datetime as dt
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import hang
+from tests.hang import Hang
+
+
+@pytest.fixture
+def hung(cluster):
+    made = Hang(cluster.base)
+    cluster.env |= made.env | {"SPOOLQ_PATIENCE": "1"}
+    yield made
+    made.end()
+
+
+def node(cluster, *words, **env):
+    """A node whose daemon may hang."""
+    command = ["node", "--name", "n1", "--cpus", "4", "--mem", "900G", "--no-watch", *words]
+    with open(f"{cluster.base}/n1.log", "ab") as log:
+        process = hang.start(cluster.env | env, *command, cwd=cluster.base, stdout=log, stderr=log)
+    cluster.nodes.append(process)
+    return process
+
+
+def up(cluster, **env):
+    process = node(cluster, **env)
+    cluster.until(lambda: cluster.facts("n1").get("pid") == process.pid, "the node is up")
+    return process
+
+
+def marks(cluster, *names):
+    return all(os.path.exists(f"{cluster.base}/{name}") for name in names)
+
+
+def test_jobs_go_on_and_are_limited_and_delivered_later(cluster, hung):
+    daemon = up(cluster)
+    jobs = [
+        cluster.sub("sh", "-c", "touch a; while [ ! -e go ]; do sleep 0.1; done; echo said; touch ended"),
+        cluster.sub("-t", "4s", "sh", "-c", "trap 'touch limited; exit 1' TERM; touch b; while :; do sleep 0.1; done"),
+        cluster.sub(
+            "--output-mode", "local", "sh", "-c", "touch c; while [ ! -e go ]; do sleep 0.1; done; echo local; touch e"
+        ),
+    ]
+    cluster.until(lambda: marks(cluster, "a", "b", "c"), "all run")
+    with hung.lasting():
+        cluster.until(lambda: hang.stuck(daemon.pid), "the daemon is stuck")
+        with open(f"{cluster.base}/go", "w", encoding="ascii"):
+            pass
+        cluster.until(lambda: marks(cluster, "ended", "limited", "e"), "jobs end and are limited meanwhile")
+        cluster.until(lambda: "jobs go on, their results wait here" in cluster.log(), "it says so")
+        assert ["running"] * 3 == [cluster.place(job) for job in jobs]
+        ended = time.time()
+    assert ["COMPLETED", "TIMEOUT", "COMPLETED"] == [cluster.result(job)["state"] for job in jobs]
+    assert dt.datetime.fromisoformat(cluster.result(jobs[0])["ended"]).timestamp() <= ended + 1
+    assert ("said\n", "local\n") == (cluster.text(jobs[0]), cluster.text(jobs[2]))
+    cluster.until(lambda: "answers again" in cluster.log(), "it says so")
+
+
+def test_it_stops_when_told_to_while_it_hangs(cluster, hung):
+    daemon = up(cluster)
+    job = cluster.sub("sh", "-c", "touch a; while [ ! -e go ]; do sleep 0.1; done")
+    cluster.until(lambda: marks(cluster, "a"), "it runs")
+    with hung.lasting():
+        cluster.until(lambda: hang.stuck(daemon.pid), "the daemon is stuck")
+        daemon.send_signal(signal.SIGTERM)
+        assert 0 == daemon.wait(timeout=60)
+    assert "stopped all the same; jobs that run go on" in cluster.log()
+    assert "running" == cluster.place(job)
+    with open(f"{cluster.base}/go", "w", encoding="ascii"):
+        pass
+    up(cluster)
+    assert "COMPLETED" == cluster.result(job)["state"]
+
+
+def test_it_stops_also_if_it_comes_to_hang_while_it_stops(cluster, hung):
+    """The signal was heard; the last word to the spool gets no answer."""
+    daemon = up(cluster, **{hang.CALLS: "rename"})
+    hung.begin()
+    daemon.send_signal(signal.SIGTERM)
+    assert 0 == daemon.wait(timeout=60)
+
+
+def test_a_node_that_starts_meanwhile_waits_and_can_be_stopped(cluster, hung):
+    with hung.lasting():
+        first, second = node(cluster), node(cluster, SPOOLQ_STATE_DIR=f"{cluster.base}/other")
+        cluster.until(lambda: 2 == cluster.log().count("does not answer: jobs go on"), "both say so")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=60) in (0, -signal.SIGTERM)
+        assert second.poll() is None
+    cluster.until(lambda: cluster.facts("n1").get("pid") == second.pid, "the other one serves")
+
+
+def heard(sock):
+    """What a service manager has been told since it looked last."""
+    texts = []
+    sock.setblocking(False)
+    while True:
+        try:
+            texts.append(sock.recv(4096).decode())
+        except BlockingIOError:
+            return texts
+
+
+def test_the_watchdog_is_fed_while_the_spool_hangs(cluster, hung):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(f"{cluster.base}/notify")
+        daemon = up(cluster, NOTIFY_SOCKET=f"{cluster.base}/notify")
+        told = []
+        cluster.until(lambda: told.extend(heard(sock)) or "READY=1" in "\n".join(told), "it is ready")
+        with hung.lasting():
+            cluster.until(lambda: hang.stuck(daemon.pid), "the daemon is stuck")
+            time.sleep(0.5)
+            heard(sock)
+            told = []
+            cluster.until(lambda: told.extend(heard(sock)) or told.count("WATCHDOG=1") >= 3, "it is fed")
+            assert f"STATUS=the spool {cluster.root} does not answer; jobs go on" in told
+
+
+def test_a_daemon_that_hangs_for_a_reason_of_its_own_is_not_fed(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        code = "import time; from spoolq import patience, service; patience.watch.care = service.Serving()\n"
+        code += "patience.watch.begin(); service.feed_watchdog(); time.sleep(4)"
+        env = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify"), "PYTHONPATH": hang.REPO}
+        subprocess.run([sys.executable, "-c", code], env=env, check=True)
+        assert ["WATCHDOG=1"] == heard(sock)
