@@ -88,7 +88,7 @@ def table(jobs: list[Job], args: argparse.Namespace) -> None:
                 show([one.wide_wait for one in found], ".0f"),
                 show([one.used for one in found], ".4f"),
                 show([one.packing for one in found], ".3f"),
-                show([one.lost for one in found], ".3f"),
+                "" if "central" in name else show([one.lost for one in found], ".3f"),
             ]
             print(f"| {limit} | {name} | " + " | ".join(cells) + " |", flush=True)
             print(f"{name}, {limit}: {time.monotonic() - began:.0f} s", file=sys.stderr)
