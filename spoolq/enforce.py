@@ -19,6 +19,8 @@ from spoolq.runs import Act, Run
 
 LINGER_S = 1.0  # what outlives its job, such as a `tee` it wrote to, has this long to finish
 _KB_PER_MB = 1024
+_MARKER = (b"SPOOLQ_FAMILY", b"SPOOLQ_JOB_ID", b"SPOOLQ_ATTEMPT")  # set by `spawn`
+Marker = tuple[str, str, str]
 
 
 class Enforcer:
@@ -27,7 +29,7 @@ class Enforcer:
     def __init__(self, kin: Kin) -> None:
         self.kin = kin
         self._groups: dict[str, float] = {}  # control groups of ended jobs, and when to clear them
-        self._orphans: dict[tuple[int, int], tuple[float, frozenset[tuple[str, str]]]] = {}
+        self._orphans: dict[tuple[int, int], tuple[float, frozenset[Marker]]] = {}
         self._ended_s = 0.0
 
     # --- trees
@@ -57,7 +59,7 @@ class Enforcer:
         """The trees of many jobs in one pass: a hundred jobs must not cost a hundred looks at every process."""
         runs = list(runs)
         roots = {r.pid: r for r in runs if r.pid in stats and r.earliest <= stats[r.pid].born <= r.latest}
-        bearing = {(str(run.id), str(run.attempt)): run for run in runs}
+        bearing = {(self.kin.state_dir, str(run.id), str(run.attempt)): run for run in runs}
         reapers = {os.getpid(), *self.kin.ancestors()} | {stats[pid].parent for pid in roots}
         owner: dict[int, Run | None] = dict.fromkeys(reapers)
         owner |= roots
@@ -70,7 +72,7 @@ class Enforcer:
                 named = (roots.get(one.session) or roots.get(one.group)) if one else None
                 if one is None or named or one.parent in reapers:
                     orphan = one is not None and not named and one.session != self.kin.session
-                    owner[pid] = named or (bearing.get(marker_of(pid) or ("", "")) if orphan else None)
+                    owner[pid] = named or (bearing.get(marker_of(pid) or ("", "", "")) if orphan else None)
                     break
                 pid = one.parent
             for link in chain:
@@ -86,7 +88,7 @@ class Enforcer:
 
     def bears(self, pid: int, run: Run) -> bool:
         """Whether a process has the marker of a job in its environment."""
-        return marker_of(pid) == (str(run.id), str(run.attempt))
+        return marker_of(pid) == (self.kin.state_dir, str(run.id), str(run.attempt))
 
     def act(self, run: Run, what: Act) -> None:
         """Carry out what `runs.happen` answered."""
@@ -170,10 +172,10 @@ class Enforcer:
                 cgroup.kill(group, _send)
             if cgroup.remove(group):
                 del self._groups[group]
-        live = frozenset((str(run.id), str(run.attempt)) for run in running)
+        live = frozenset((self.kin.state_dir, str(run.id), str(run.attempt)) for run in running)
         sessions = {run.pid for run in running}
         family = {os.getpid(), *self.kin.ancestors()}
-        seen: dict[tuple[int, int], tuple[float, frozenset[tuple[str, str]]]] = {}
+        seen: dict[tuple[int, int], tuple[float, frozenset[Marker]]] = {}
         doomed = set()
         for parent in family:
             for pid in process.children(parent):
@@ -210,12 +212,17 @@ class Enforcer:
         return find
 
 
-def marker_of(pid: int) -> tuple[str, str] | None:
-    """(id, attempt) of the job of which a process says in its environment that it is, or None."""
+def marker_of(pid: int) -> Marker | None:
+    """
+    (family, id, attempt) of the job of which a process says in its environment that it is, or None.
+
+    The family is the state directory of its node: other nodes and spools on this machine have jobs of the same ids.
+    """
     variables = process.environment(pid)
-    if b"SPOOLQ_JOB_ID" not in variables or b"SPOOLQ_ATTEMPT" not in variables:
+    if not all(name in variables for name in _MARKER):
         return None
-    return os.fsdecode(variables[b"SPOOLQ_JOB_ID"]), os.fsdecode(variables[b"SPOOLQ_ATTEMPT"])
+    family, job_id, attempt = (os.fsdecode(variables[name]) for name in _MARKER)
+    return family, job_id, attempt
 
 
 def own_cpu_s(pid: int) -> float:

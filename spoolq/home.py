@@ -132,6 +132,10 @@ def _regular(path: str, limit: int) -> bytes | None:
 def _needed(root: str, job_id: int, name: str, limit: int) -> bytes:
     path = f"{path_of(root, job_id)}/{name}"
     data = _regular(path, limit)
+    if data is None:  # a name once missing is missing for up to 60 s more, unless the directories are opened anew
+        for directory in (f"{root}/jobs", os.path.dirname(path_of(root, job_id)), path_of(root, job_id)):
+            fsops.names(directory)
+        data = _regular(path, limit)
     if data is None:
         raise JobFileError("is gone: somebody removed it; submit the job again", file=path)
     return data

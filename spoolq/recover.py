@@ -125,7 +125,8 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     ship.tidy(daemon.spool, daemon.state_dir, daemon.node, kept)
     if not journal_of_this_boot(daemon.state_dir):
         repair_results(daemon, known.recorded)
-        mark_boot(daemon.state_dir)
+        if not daemon.incomplete:
+            mark_boot(daemon.state_dir)
 
 
 def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
@@ -286,16 +287,21 @@ def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: 
     """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
     newest = {job_id: record for (job_id, _), record in list(recorded.items())[-(most or REPAIR) :]}
     for job_id, record in newest.items():
-        with contextlib.suppress(OSError, SpoolqError):
+        try:
             data = home.read_result(daemon.spool.root, job_id)
             if data is None:
                 at = daemon.spool.lookup("done", job_id)
-                bad = at is not None and at.entry.gen == record["gen"]
+                bad = at is not None and at.entry.gen == record.get("gen")
             else:
                 bad = result.parse(data) is None
             if bad:
                 home.publish_result(daemon.spool.root, job_id, result.rebuild(record), sync=True)
                 log.warning("repaired result job=%d", job_id)
+        except SpoolqError:
+            continue  # of a newer version
+        except OSError as error:
+            log.warning("not repaired result job=%d error=%s", job_id, error)
+            daemon.incomplete = True
 
 
 def look_for_ghosts(daemon: "Daemon") -> None:
@@ -328,7 +334,7 @@ def capacities(daemon: "Daemon") -> dict[str, Any]:
     """What the other nodes have to lend, as they say; what one says wrong is not counted."""
     found = {}
     for node in daemon.spool.nodes():
-        said = daemon.spool.read_node(node).get("capacity")
+        said = daemon.spool.read_node(node, sure=True).get("capacity")
         if node != daemon.node and isinstance(said, dict):
             found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
     return found

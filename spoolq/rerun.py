@@ -115,7 +115,7 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         if answer is Answer.UNKNOWN:
             return False
         if answer is Answer.LOST:
-            return not deliver.found_again(daemon.spool, item)
+            return not deliver.found_again(daemon.spool, item) and keep_late(daemon, item)
         item.at = taken
     while item.outputs:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]
@@ -134,6 +134,14 @@ def forget_nameless(daemon: "Daemon", at: Placed) -> None:
     for name, request in daemon.spool.requests(daemon.node):
         if request.get("id") == at.entry.id and request.get("verb") == "requeue" and not request.get("attempt"):
             daemon.spool.answered(daemon.node, name)
+
+
+def keep_late(daemon: "Daemon", item: Finished) -> bool:
+    """Somebody else runs it again already: what came of this attempt is kept for its user."""
+    item.late = True
+    deliver.prepare(item, daemon.node)
+    home.keep_late(daemon.spool.root, item.at.entry.id, item.at.entry.attempt, item.result)
+    return True
 
 
 def wanted(item: Finished) -> bool:

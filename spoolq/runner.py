@@ -36,7 +36,7 @@ class Runner:
     """One runner, from its fork to its end."""
 
     def __init__(self, kin: Kin) -> None:
-        self.kin, self.enforcer, self.spawner = kin, Enforcer(kin), spawn.Spawner()
+        self.kin, self.enforcer, self.spawner = kin, Enforcer(kin), spawn.Spawner(kin.state_dir)
         self.channel: Channel | None = None
         self.greeted = False
         self.out: list[str] = []

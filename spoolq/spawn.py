@@ -48,7 +48,9 @@ class NoRoomError(Exception):
 class Spawner:
     """Starts programs; holds what all starts share."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: str) -> None:
+        """`family`: the state directory of the node, by which its jobs are told from those of other nodes here."""
+        self._family = family
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._defaults = [s for s in signal.valid_signals() if signal.getsignal(s) is signal.SIG_IGN]
         self._umask: int | None = None
@@ -71,7 +73,7 @@ class Spawner:
         """
         outputs = list(fds[:-1] if message.get("cwdfd") else fds)
         argv = [str(word) for word in message["argv"]]
-        environment = _environment(message)
+        environment = _environment(message, self._family)
         chdir, remote = message.get("chdir"), bool(message.get("remote"))
         program = message.get("program")
         if program is None and not remote:
@@ -135,7 +137,7 @@ class Spawner:
             self._away = False
 
 
-def _environment(message: Mapping[str, Any]) -> dict[str, str]:
+def _environment(message: Mapping[str, Any], family: str) -> dict[str, str]:
     environment = {}
     for line in message["env"]:
         name, equals, value = line.partition("=")
@@ -144,6 +146,7 @@ def _environment(message: Mapping[str, Any]) -> dict[str, str]:
     # the marker by which orphans are told to be of this job
     environment.setdefault("SPOOLQ_JOB_ID", str(message["id"]))
     environment.setdefault("SPOOLQ_ATTEMPT", str(message["attempt"]))
+    environment["SPOOLQ_FAMILY"] = family
     return environment
 
 

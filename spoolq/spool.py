@@ -306,9 +306,9 @@ class Spool:
         """Publish node.json."""
         fsops.publish(f"{self.root}/nodes/{node}/node.json", json.dumps(facts).encode() + b"\n", sync=False)
 
-    def read_node(self, node: str) -> dict[str, Any]:
-        """node.json, or {} if there is none that can be read and says in numbers what the node has."""
-        facts = _json(self._read_small(f"nodes/{node}/node.json"))
+    def read_node(self, node: str, *, sure: bool = False) -> dict[str, Any]:
+        """node.json, or {} if none says in numbers what the node has; `sure`: OSError if it cannot be read now."""
+        facts = _json(self._read_small(f"nodes/{node}/node.json", sure=sure))
         capacity = facts.get("capacity", {})
         sound = isinstance(capacity, dict) and all(type(amount) is int for amount in capacity.values())
         return facts if sound else {}

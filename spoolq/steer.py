@@ -114,7 +114,7 @@ def requeue(argv: list[str]) -> int:
     given = arguments.parse(REQUEUE, argv)
     if given.has("failed"):
         given.values.setdefault("state", []).append("failed,timeout,out_of_memory,node_fail")
-    return act_on(REQUEUE, given, requeue_step, ended=True)
+    return act_on(REQUEUE, given, requeue_step(), ended=True)
 
 
 # --- one job at a time
@@ -319,8 +319,25 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     return Outcome(entry.id, "released", f"job {entry.id}: released")
 
 
-def requeue_step(spool: Spool, placed: Placed) -> Outcome | None:
-    """Run again what ended; kill and run again what runs."""
+def requeue_step() -> Step:
+    """
+    The step of `requeue`: run again what ended; kill and run again what runs.
+
+    One that was run again since it was first seen is left alone: that was this command, whose rename had
+    no answer, or somebody else with the same wish (simulation: one `requeue` made two runs).
+    """
+    first: dict[int, int] = {}
+
+    def step(spool: Spool, placed: Placed) -> Outcome | None:
+        entry = placed.entry
+        if entry.attempt > first.setdefault(entry.id, entry.attempt):
+            return Outcome(entry.id, "requeued", f"job {entry.id}: queued again as attempt {entry.attempt}")
+        return _requeue(spool, placed)
+
+    return step
+
+
+def _requeue(spool: Spool, placed: Placed) -> Outcome | None:
     from spoolq import home
 
     entry = placed.entry

@@ -201,8 +201,8 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     ids: list[int] = []
 
     def outcome() -> str:
-        told = f" ({ranges(ids)})" if ids else ""
-        return f"{len(ids)} of {len(commands)} jobs were submitted{told}, perhaps up to {BATCH} more"
+        told, left = f" ({ranges(ids)})" if ids else "", min(BATCH, len(commands) - len(ids))
+        return f"{len(ids)} of {len(commands)} jobs were submitted{told}, perhaps up to {left} more"
 
     patience.so_far(outcome)
     try:

@@ -84,8 +84,8 @@ class Takeover:
         if len(ends) == 1:
             pid, birth = ends.pop()
         elif pid:
-            run.unsure = bool(ends) or self.kin.alone
-        elif ends or self.kin.alone:
+            run.unsure = bool(ends) or self.alone()
+        elif ends or self.alone():
             run.stage, run.own = Stage.DOUBTFUL, False
             return
         if not pid:
@@ -100,6 +100,7 @@ class Takeover:
         """(pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0)."""
         give_up = time.monotonic() + _UNBORN_S
         family = {os.getpid(), *self.kin.ancestors()}
+        marker = (self.kin.state_dir, str(run.id), str(run.attempt))
         while True:
             unborn, zombies = False, []
             for stat in self._candidates(family):
@@ -108,7 +109,7 @@ class Takeover:
                 if stat.state == "Z":
                     if stat.session == stat.pid:
                         zombies.append((stat.pid, stat.born))
-                elif enforce.marker_of(stat.pid) == (str(run.id), str(run.attempt)) and stat.session == stat.pid:
+                elif enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
                     return stat.pid, stat.born
                 elif stat.parent in family and process.same_program(stat.pid):
                     unborn = True
@@ -117,11 +118,15 @@ class Takeover:
                 continue
             return zombies[0] if len(zombies) == 1 else (0, 0)
 
+    def alone(self) -> bool:
+        """Whether nobody has lived through: no family was found, or whoever forked us was killed after all."""
+        return self.kin.alone or not self.kin.ancestors()
+
     def _candidates(self, family: Iterable[int]) -> list[process.Stat]:
         # not `process.children`: while others of them end the kernel may leave some out (proc(5)), and a job that is
         # missed here counts as never started, and is started again
         found = process.scan().values()
-        return [stat for stat in found if self.kin.alone or stat.parent in family]
+        return [stat for stat in found if self.alone() or stat.parent in family]
 
 
 def _run_of(job: Mapping[str, Any]) -> Run:

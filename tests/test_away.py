@@ -224,3 +224,24 @@ def test_a_rename_where_nothing_is_mounted_is_not_lost(tmp_path):
     os.makedirs(f"{tmp_path}/spool/done")
     assert Answer.LOST is fsops.move(f"{tmp_path}/spool/running/n1/a", f"{tmp_path}/spool/done/0/b")
     assert Answer.LOST is fsops.move(f"{tmp_path}/spool/queue/swept/a", f"{tmp_path}/spool/done/0/b")
+
+
+def test_a_dropped_file_is_not_refused_while_it_is_not_known_what_another_node_has(world, monkeypatch):
+    """Only that node could run it, and what it says of itself cannot be read now."""
+    world.spool.enter_node("big")
+    world.spool.write_node("big", {"format": 1, "node": "big", "capacity": {"cpus": 64_000, "mem": 64_000_000}})
+    node, real = world.up(), fsops.read
+
+    def refuse(path, *limit):
+        if path.endswith("big/node.json"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return real(path, *limit)
+
+    with open(f"{world.root}/drop/a.sh", "w", encoding="ascii") as file:
+        file.write("#!/bin/sh\n#SPOOLQ -c 32\ntrue\n#SPOOLQ end\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(fsops, "read", refuse)
+        world.turn(node, "drop")
+    assert [] == os.listdir(f"{world.root}/rejected")
+    world.turn(node, "drop")
+    assert "queue" == world.at(1).top

@@ -209,7 +209,7 @@ def run_one(world: World) -> None:
 
 
 def test_requeuer_of_a_done_job_dies_at_every_call(tmp_path, monkeypatch):
-    points = explore(tmp_path, monkeypatch, run_one, act_on(steer.requeue_step), starts=2)
+    points = explore(tmp_path, monkeypatch, run_one, lambda world: act_on(steer.requeue_step())(world), starts=2)
     assert points >= 6
 
 

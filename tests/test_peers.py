@@ -217,6 +217,19 @@ def test_the_result_of_a_node_that_comes_back_late_is_kept_as_late(site):
     assert 0 == deliver.read_ending(Spool(site.root), 1)["exit_code"]
 
 
+def test_what_came_of_a_copy_that_was_fenced_is_kept_as_late(site):
+    """Found on real NFS: a node was cut off for longer than dead_s."""
+    n1, n2 = lost_node(site, rerun="yes")
+    site.runners[f"{site.root}.n2"].end((1, 1), None, "lost")
+    site.pass_time(DEAD_S + 4 * BEAT_S, n1)
+    site.runners[f"{site.root}.n1"].end((1, 2), 0)
+    site.pass_time(2 * BEAT_S, n1)
+    site.pass_time(2 * BEAT_S, n2)
+    assert ("done", "exit0", 2) == site.where(1)
+    with open(f"{site.root}/jobs/0/1/result.1.late.json", encoding="ascii") as file:
+        assert "NODE_FAIL" == json.load(file)["state"]
+
+
 def test_the_late_result_is_kept_also_by_a_daemon_that_was_started_since(site):
     n1, _ = lost_node(site, rerun="yes")
     site.pass_time(DEAD_S + 4 * BEAT_S, n1)

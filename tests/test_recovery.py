@@ -950,3 +950,19 @@ def test_a_result_replaces_that_of_an_earlier_attempt_and_a_torn_one(world):
         file.write('{"att')
     home.publish_result(world.root, job_id, b'{"attempt": 2}\n', sync=False)
     assert b'{"attempt": 2}\n' == home.read_result(world.root, job_id)
+
+
+def test_a_torn_result_that_could_not_be_repaired_at_once_is_repaired_with_the_next_beat(world, monkeypatch):
+    """Found by simulation: the one try after the power loss was refused."""
+    world.runner.ends = True
+    world.submit()
+    world.serve()
+    with open(f"{world.root}/jobs/0/1/result.json", "w", encoding="ascii"):
+        pass
+    world.reboot()
+    with monkeypatch.context() as patched:
+        patched.setattr(home, "publish_result", refuse)
+        node = world.up()
+    for _ in range(2):
+        world.turn(node)
+    assert b'"COMPLETED"' in home.read_result(world.root, 1)

@@ -259,3 +259,20 @@ def test_requeue_of_a_waiting_job_has_nothing_to_do(spool, call, capsys):
 def test_every_command_has_help(name, capsys):
     assert 0 == getattr(steer, name)(["--help"])
     assert f"usage: spoolq {name}" in capsys.readouterr().out
+
+
+def test_one_requeue_makes_one_run_though_its_rename_had_no_answer(spool, monkeypatch):
+    """Found by simulation: the next attempt had run and ended before the command looked."""
+    at = end(spool, run(spool, put(spool)), 3)
+    real = Spool.requeue
+
+    def unanswered(self, placed, **held):
+        answer, target = real(self, placed, **held)
+        assert answer is Answer.WON
+        end(spool, run(spool, target), 0)
+        return Answer.UNKNOWN, target
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "requeue", unanswered)
+        outcome = steer.do(spool, spool.find(1), steer.requeue_step())
+    assert ("requeued", ("done", 2)) == (outcome.done, (spool.find(1).top, spool.find(1).entry.attempt)), at

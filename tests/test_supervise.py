@@ -73,7 +73,9 @@ def test_a_job_inherits_three_descriptors_default_signals_and_its_own_environmen
     text = node.output()
     assert "fds 0 1 2\n" in text
     assert "in /dev/null" in text
-    assert "env LC_CTYPE NODE PATH SPOOLQ_ATTEMPT SPOOLQ_JOB_ID" in text.replace("env NODE", "env LC_CTYPE NODE")
+    assert "env LC_CTYPE NODE PATH SPOOLQ_ATTEMPT SPOOLQ_FAMILY SPOOLQ_JOB_ID" in text.replace(
+        "env NODE", "env LC_CTYPE NODE"
+    )
     assert "umask 0o27" in text
     assert "cwd /usr" in text
     assert "leader True" in text
@@ -310,6 +312,22 @@ def test_orders_that_make_no_sense_do_no_harm():
     assert "order 'start'" in node.close()
 
 
+def test_a_job_of_the_same_number_on_another_node_here_is_left_alone(node):
+    """Found by killing at every call: only the marker counts once the first process is gone, and ids are small numbers."""
+    other = Node()
+    other.start(1, "sleep 600 & exec sleep 601")
+    theirs = other.pid(1)
+    node.start(1, "setsid sleep 600 & sleep 1; kill -9 $$")
+    assert 9 == node.ended(1)["signal"]
+    wait_until(lambda: not node.leftovers() or len(node.leftovers()) == 3, "what is left of the job is cleared up")
+    assert not gone(theirs)
+    other.say("suspend", 1)
+    wait_until(lambda: process.read_stat(theirs).state == "T")
+    other.say("kill", 1, reason="cancelled", grace_s=0.1)
+    other.ended(1)
+    other.close()
+
+
 # --- deaths in the family
 
 
@@ -464,10 +482,13 @@ def test_a_job_is_looked_for_among_all_processes(monkeypatch):
     child = subprocess.Popen(["sleep", "600"], start_new_session=True)
     monkeypatch.setattr(process, "children", lambda pid: [])
     taken = takeover.Takeover.__new__(takeover.Takeover)
-    taken.kin = SimpleNamespace(alone=False)
+    taken.kin = SimpleNamespace(alone=False, ancestors=lambda: [1])
     try:
         assert child.pid in [stat.pid for stat in taken._candidates({os.getpid()})]
         assert [] == taken._candidates({0x7FFFFFFF})
+        taken.kin = SimpleNamespace(alone=False, ancestors=list)  # the watchers died after they had forked us
+        assert taken.alone()
+        assert child.pid in [stat.pid for stat in taken._candidates({0x7FFFFFFF})]
     finally:
         child.kill()
         child.wait()

@@ -7,6 +7,7 @@ Runs in a process of its own that takes in all orphans, so that nothing can be l
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import shutil
 import signal
@@ -295,6 +296,7 @@ def program(words: Sequence[str]) -> int:
     """
     daemon.RETRY_S, intake.REFUSED_S, recover.FULL_S = (1.0, 2.0), 1.0, 0.5
     sys.argv = list(words)
+    logging.getLogger().handlers.clear()  # those of a test run write to descriptors that mean something else here
     return __main__.main()
 
 

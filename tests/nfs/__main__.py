@@ -105,6 +105,9 @@ def main() -> int:
         try:
             for _, name, jobs in [one for one in plan if one[0] == vers]:
                 row = run(lab, name, jobs)
+                if row.problem and given.short:  # it did not come to its end; what is lost or doubled is told at once
+                    print(f"{row.line()}\n{row.wrong()}\nonce more:", file=sys.stderr, flush=True)
+                    row = run(lab, name, jobs)
                 print(row.line(), flush=True)
                 if not row.good:
                     good = False

@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import random
-import stat
 from typing import Any
 
 from tests.sim.server import oserror
@@ -59,11 +58,6 @@ class Disk:
     def fsync(self, fd: int) -> None:
         if self._open[fd] in self.files:  # else it is the directory
             self.synced[self._open[fd]] = self.files[self._open[fd]]
-
-    def lstat(self, path: str) -> os.stat_result:
-        if path not in self.files:
-            raise oserror(errno.ENOENT, path)
-        return os.stat_result((stat.S_IFREG | 0o600, 1, 1, 1, 0, 0, len(self.files[path]), 0, 0, 0))
 
     def listdir(self, path: str) -> list[str]:
         return [name[len(path) + 1 :] for name in self.files if name.startswith(path + "/")]

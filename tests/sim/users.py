@@ -118,7 +118,7 @@ def step(action: Action) -> Any:
         "kill": steer.kill_step(None),
         "hold": steer.hold_step,
         "release": steer.release_step,
-        "requeue": steer.requeue_step,
+        "requeue": steer.requeue_step(),
     }[action.verb]
 
 
