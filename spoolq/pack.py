@@ -32,6 +32,7 @@ from spoolq.resources import Amounts, fits, show, show_seconds
 from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan, Reason
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
+DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
 STEPS = 3  # more of them an empty node waits than a full one
 
 Key = tuple[str, int, str]
@@ -44,7 +45,8 @@ class Share(NamedTuple):
 
     `start`: to be claimed now. `withheld`: fits here and does not start, with the reason. `reserve`: an
     entry to reserve for, and the node. `watch`: keys whose age the caller keeps. `again_s`: when a
-    withheld job may start here after all, if nothing else happens.
+    withheld job may start here after all, if nothing else happens. `looked`: so many entries were shared
+    out; those after them have their turn in a later look.
     """
 
     start: tuple[Entry, ...]
@@ -52,6 +54,7 @@ class Share(NamedTuple):
     reserve: tuple[Entry, str] | None = None
     watch: frozenset[Key] = frozenset()
     again_s: float | None = None
+    looked: int = 0
 
 
 def worth_a_plan(waiting: Sequence[Entry], free: Amounts) -> bool:
@@ -103,11 +106,9 @@ def plan(
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
     me = Node(view.name, view.capacity, view.free, tuple(tasks))
     part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow)
-    if not part.withheld:
-        return schedule.admit(waiting, view.free, view, conditions, reasons), part
     kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
-    others_left = [entry for entry in waiting if (entry.id, entry.chunk) not in kept]
-    found = schedule.admit(others_left, view.free, view, conditions, reasons)
+    offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
+    found = schedule.admit(offered, view.free, view, conditions, reasons)
     said = {(entry.id, entry.chunk): (entry, reason) for entry, reason in found.blocked} | kept
     starts = {(entry.id, entry.chunk) for entry in found.start}
     stay = [entry for entry in waiting if (entry.id, entry.chunk) not in starts]
@@ -134,7 +135,8 @@ def share(
     watch: set[Key] = set()
     again: float | None = None
     hopeless: set[tuple[tuple[str, int], ...]] = set()  # what fits no node any more: the walk only takes
-    for entry in waiting:
+    looked = shared = 0
+    for looked, entry in enumerate(waiting, 1):  # noqa: B007  # counted
         wants = tuple(entry.wants.items())
         if entry.held or (walk.head and wants in hopeless and not entry.more and not entry.other):
             continue
@@ -163,9 +165,12 @@ def share(
         if first == me.name:
             start.append(entry)
         walk.give(entry, first)
+        shared += 1
+        if shared == DEPTH:
+            break
     if kept := walk.windows.get(me.name):
         watch.add(("keep", kept.entry.id, kept.entry.chunk))
-    return Share(tuple(start), tuple(withheld), walk.reserve, frozenset(watch), again)
+    return Share(tuple(start), tuple(withheld), walk.reserve, frozenset(watch), again, looked)
 
 
 class _Walk:

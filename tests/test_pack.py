@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolq.entry import Entry
-from spoolq.pack import STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
+from spoolq.pack import DEPTH, STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
 from spoolq.reserve import Node, Task, holder, opening, released, reserving
 from spoolq.resources import add, fits, free_of
 from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order
@@ -148,6 +148,15 @@ def test_the_second_choice_takes_a_job_that_the_first_leaves():
     waited = dict.fromkeys(part.watch, part.again_s)
     found, part = plan([job(1, cpus=1)], view(node), [other], (), waited=waited)
     assert [1] == keys(found.start)
+
+
+def test_of_a_long_queue_the_first_are_shared_out_and_nothing_behind_them_starts():
+    node, other = idle("n2", cpus=10), busy("n1", (DEPTH * 9, None), cpus=DEPTH * 10)
+    queue = [job(n, cpus=1) for n in range(1, DEPTH)] + [job(DEPTH, cpus=2), job(DEPTH + 1, cpus=1)]
+    found, part = plan(queue, view(node), [other], ())
+    assert DEPTH == part.looked
+    assert [DEPTH] == keys(found.start)
+    assert DEPTH + 1 in keys(found.rest)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds",
         type=int,
-        default=3,
+        default=10,
         help="so many runs, with other phases of the nodes and\nthe submissions shaken by up to a minute; the median and the spread are shown",
     )
     parser.add_argument("--only", default="", help="only schedulers with this in their name")
