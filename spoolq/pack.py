@@ -1,0 +1,255 @@
+"""
+Share the waiting jobs out among the nodes: each node works out the whole plan, and acts on its own part.
+
+In order, each job goes to the node that it fills best (*pack*: machines fill up one at a time, in case a
+big job comes along) or least (*spread*), among those with room as far as this node knows. What falls to
+another node this one leaves alone for a while, longer the emptier it is: so the fullest that fits wins, a
+node that died or declines costs some seconds, and nodes seldom race for one job. The first job that fits
+nowhere now gets a reservation (`reserve`).
+Invariants: nodes that know the same make the same plan, and no job is in the part of two; what a node
+starts fits into what it has free; old news cost a lost rename or a second, never a job.
+
+The turn of a daemon, at each poll while it has room and something waits:
+1. read the queue's names, and node.json of the live nodes that take jobs (at most once a second). Nothing is written.
+2. `plan`, if it is `worth_a_plan`. The caller remembers, on its own clock, since when each key of `Share.watch` has
+   been there (others it forgets), and passes that as `waited` the next time. Its own tasks that started since a key
+   `keep` has been there are `young`. What a crash forgets begins anew: the delay is waited once more.
+3. `Share.reserve`: one rename within the queue (`reserve`, with what a crash leaves).
+4. `Plan.start`: claim each as ever. A claim that is LOST was somebody else's: nothing to repair.
+5. node.json is written again when what runs here changed (at most once a second) and with the beat: capacity,
+   free, and for each job what it holds and the seconds until its limit. A crash before: others plan with old
+   news until the next beat of this node's next daemon; then, as after every doubt, the second in line takes over.
+6. look again at `Share.again_s` if that is before the next poll.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from spoolq import schedule
+from spoolq.entry import Entry
+from spoolq.reserve import Node, Task, Window, holder, opening, sooner, worth_moving
+from spoolq.resources import Amounts, fits, show, show_seconds
+from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan, Reason
+
+STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
+DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
+STEPS = 3  # more of them an empty node waits than a full one
+
+Key = tuple[str, int, str]
+Ask = Callable[[Entry], Conditions | None]
+
+
+class Share(NamedTuple):
+    """
+    One node's part of the plan.
+
+    `start`: to be claimed now. `withheld`: fits here and does not start, with the reason. `reserve`: an
+    entry to reserve for, and the node. `watch`: keys whose age the caller keeps. `again_s`: when a
+    withheld job may start here after all, if nothing else happens. `looked`: so many entries were shared
+    out; those after them have their turn in a later look.
+    """
+
+    start: tuple[Entry, ...]
+    withheld: tuple[tuple[Entry, Reason], ...] = ()
+    reserve: tuple[Entry, str] | None = None
+    watch: frozenset[Key] = frozenset()
+    again_s: float | None = None
+    looked: int = 0
+
+
+def worth_a_plan(waiting: Sequence[Entry], free: Amounts) -> bool:
+    """Whether anything that waits would fit here: if not, nothing can start here that a reservation should prevent."""
+    known: set[tuple[tuple[str, int], ...]] = set()
+    for entry in waiting:
+        wants = tuple(entry.wants.items())
+        if wants not in known:
+            if fits(entry.wants, free):
+                return True
+            known.add(wants)
+    return False
+
+
+def emptiness(wants: Amounts, capacity: Amounts, free: Amounts) -> float:
+    """0 to 1: how empty a node would be with a job on it, in what the job wants."""
+    parts = [
+        (free.get(name, 0) - amount) / capacity[name] for name, amount in wants.items() if amount and capacity.get(name)
+    ]
+    return min(1.0, max(0.0, sum(parts) / len(parts))) if parts else 0.0
+
+
+def delay_s(empty: float, *, spread: bool = False) -> float:
+    """How long a node leaves a job to the one that should take it."""
+    return STEP_S * (1 + STEPS * (1 - empty if spread else empty))
+
+
+def plan(
+    waiting: Sequence[Entry],
+    view: NodeView,
+    others: Sequence[Node],
+    tasks: Sequence[Task],
+    conditions: Ask = lambda _entry: ANYWHERE,
+    waited: Mapping[Key, float] | None = None,
+    *,
+    spread: bool = False,
+    elbow: float = 1.0,
+    reasons: int = 20,
+) -> tuple[Plan, Share]:
+    """
+    What starts here now, why the rest does not, and what else is to be done: `share` and `schedule.admit`.
+
+    Args:
+        waiting: n entries, best first.
+        view: this node; `tasks` are what it runs.
+        others: the live nodes that take jobs, as they said last.
+    """
+    if view.draining or view.full:
+        return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
+    me = Node(view.name, view.capacity, view.free, tuple(tasks))
+    part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow)
+    kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
+    offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
+    found = schedule.admit(offered, view.free, view, conditions, reasons)
+    said = {(entry.id, entry.chunk): (entry, reason) for entry, reason in found.blocked} | kept
+    starts = {(entry.id, entry.chunk) for entry in found.start}
+    stay = [entry for entry in waiting if (entry.id, entry.chunk) not in starts]
+    blocked = tuple(said[entry.id, entry.chunk] for entry in stay[:reasons] if (entry.id, entry.chunk) in said)
+    told = {(entry.id, entry.chunk) for entry, _ in blocked}
+    rest = tuple(entry for entry in stay if (entry.id, entry.chunk) not in told)
+    return Plan(start=found.start, blocked=blocked, rest=rest), part
+
+
+def share(
+    waiting: Sequence[Entry],
+    me: Node,
+    others: Sequence[Node],
+    conditions: Ask,
+    waited: Mapping[Key, float],
+    *,
+    spread: bool = False,
+    elbow: float = 1.0,
+) -> Share:
+    """This node's part of the plan; see `plan`."""
+    walk = _Walk(me, others, spread=spread, elbow=elbow)
+    start: list[Entry] = []
+    withheld: list[tuple[Entry, Reason]] = []
+    watch: set[Key] = set()
+    again: float | None = None
+    hopeless: set[tuple[tuple[str, int], ...]] = set()  # what fits no node any more: the walk only takes
+    looked = shared = 0
+    for looked, entry in enumerate(waiting, 1):  # noqa: B007  # counted
+        wants = tuple(entry.wants.items())
+        if entry.held or (walk.head and wants in hopeless and not entry.more and not entry.other):
+            continue
+        roomy = walk.roomy(entry.wants)
+        if not roomy:
+            hopeless.add(wants)
+        here = me.name in roomy
+        terms = conditions(entry) if entry.more or here else ANYWHERE
+        able = walk.able(entry, roomy, terms)
+        if here and (kept := walk.bars(entry, me.name)):
+            withheld.append((entry, _kept(me.name, kept)))
+        if not able:
+            if terms is not None:
+                walk.keep_place(entry, terms)
+            continue
+        first = able[0][1]
+        if first != me.name and (mine := next((empty for empty, name in able if name == me.name), None)) is not None:
+            key = ("claim", entry.id, entry.chunk)
+            watch.add(key)
+            wait = delay_s(mine, spread=spread)
+            if (left := wait - waited.get(key, 0.0)) > 0:
+                again = left if again is None else min(again, left)
+                withheld.append((entry, _left(first, wait)))
+            else:
+                first = me.name
+        if first == me.name:
+            start.append(entry)
+        walk.give(entry, first)
+        shared += 1
+        if shared == DEPTH:
+            break
+    if kept := walk.windows.get(me.name):
+        watch.add(("keep", kept.entry.id, kept.entry.chunk))
+    return Share(tuple(start), tuple(withheld), walk.reserve, frozenset(watch), again, looked)
+
+
+class _Walk:
+    """The nodes while jobs are shared out among them, in order."""
+
+    def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float) -> None:
+        self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
+        self.nodes = {node.name: node for node in (me, *others)}
+        self.capacities = {name: node.capacity for name, node in self.nodes.items()}
+        self.free = {name: dict(node.free) for name, node in self.nodes.items()}
+        self.given: dict[str, list[Task]] = {name: [] for name in self.nodes}
+        self.windows: dict[str, Window] = {}
+        self.head: Entry | None = None
+        self.reserve: tuple[Entry, str] | None = None
+
+    def roomy(self, wants: Amounts) -> list[str]:
+        """The nodes that have room for it, reservations aside."""
+        return [name for name, free in self.free.items() if fits(wants, free)]
+
+    def bars(self, entry: Entry, name: str) -> Window | None:
+        """The reservation, of a job that comes before it, that keeps it from starting on a node."""
+        kept = self.windows.get(name)
+        return kept if kept and not kept.lets(entry, self.elbow) else None
+
+    def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:
+        """(emptiness, name) of those that may take it, the preferred first."""
+        if terms is None:
+            return []
+        if terms.nodelist or terms.exclude:
+            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms)
+        found = [
+            (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
+            for name in roomy
+            if not (terms.missing and name == self.me.name) and not self.bars(entry, name)
+        ]
+        found.sort(key=lambda pair: (self.sign * pair[0], pair[1]))
+        return found
+
+    def give(self, entry: Entry, name: str) -> None:
+        """It goes there."""
+        free = self.free[name]
+        for what, amount in entry.wants.items():
+            free[what] = free.get(what, 0) - amount
+        if kept := self.windows.get(name):
+            kept.take(entry, self.elbow)
+        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow
+        self.given[name].append(Task(entry.wants, left_s, young=True))
+
+    def keep_place(self, entry: Entry, terms: Conditions) -> None:
+        """
+        Keep a place for a job that fits nowhere now: for the first that could ever start, and where one was promised.
+
+        The place of the first counts at once, on every node that knows the same, and is written if it is not yet.
+        """
+        now = holder(entry)
+        if self.head and (now not in self.nodes or now in self.windows):
+            return
+        names = schedule.could_take(entry.wants, self.capacities, terms)
+        if terms.missing and self.me.name in names:
+            names.remove(self.me.name)
+        if self.head:
+            names = [now] if now in names else []
+        if not names:
+            return
+        seen = {name: opening(entry.wants, self.nodes[name], self.given[name], self.free[name]) for name in names}
+        best = min(names, key=lambda name: sooner(entry.wants, self.nodes[name], seen[name], self.free[name]))
+        if now in seen and not worth_moving(seen[best], seen[now]):
+            best = now
+        elif not self.head:
+            self.reserve = (entry, best)
+        self.head = self.head or entry
+        self.windows[best] = Window(entry, seen[best])
+
+
+def _kept(node: str, kept: Window) -> Reason:
+    when = "when enough jobs have ended" if kept.in_s is None else f"in {show_seconds(kept.in_s)} at the latest"
+    text = f"{node} keeps {show(kept.entry.wants)} for job {kept.entry.id}, which starts {when}; this would delay it"
+    return Reason("Priority", text)
+
+
+def _left(first: str, delay: float) -> Reason:
+    return Reason("Priority", f"{first} should take it; this node does if it still waits in {delay:.1f} s")
