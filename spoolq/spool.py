@@ -28,6 +28,7 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
 MARKS = ("drain", "dead")  # files under nodes/<node>/: start nothing more; an operator says that it is off
 BY_NAME = frozenset(["kill", "requeue", "suspend", "resume"])  # requests that an empty file's name can make
+_REQUEST = re.compile(r"(?:.*?\.)?(?:a([0-9]{1,6})\.)?([0-9]{1,18})\.([a-z]+)", re.DOTALL)  # me.a2.42.kill, 42.kill
 _UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
@@ -127,10 +128,8 @@ class Spool:
 
     def waiting(self, top: str = "queue") -> Iterator[Placed]:
         """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
-        for name in self.segments(top):
-            place = f"{top}/{name}"
-            for entry in self.entries(place):
-                yield Placed(place, entry)
+        for place in [f"{top}/{name}" for name in self.segments(top)]:
+            yield from (Placed(place, entry) for entry in self.entries(place))
 
     def on_node(self, node: str, top: str = "running", *, lasting: bool = False) -> list[Placed]:
         """What is claimed by or runs on a node; `lasting` if it is our own, which has made its directories."""
@@ -282,8 +281,7 @@ class Spool:
 
     def edit(self, at: Placed, *, priority: int | None = None, **changes: Any) -> tuple[Answer, Placed]:
         """Rename in place with other facts; a new priority may change the segment."""
-        if priority is not None:
-            changes["rank"] = rank_of(priority)
+        changes |= {"rank": rank_of(priority)} if priority is not None else {}
         return self.transfer(at, at.top, at.entry.next(**changes), at.node)
 
     def sweep_segments(self) -> None:
@@ -345,6 +343,7 @@ class Spool:
 
     def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
         """Ask a node to do something to a job that runs there; executed at its next look."""
+        tag += f".a{arguments['attempt']}" if "attempt" in arguments else ""
         path = f"{self.root}/nodes/{node}/control/{tag}.{job_id}.{verb}"
         try:
             fsops.publish(path, json.dumps({"verb": verb, "id": job_id, **arguments}).encode())
@@ -388,8 +387,9 @@ class Spool:
 
 
 def _named(name: str) -> dict[str, Any]:
-    _, job_id, verb = ("", "", *name.rsplit(".", 2))[-3:]  # of `touch nodes/n1/control/me.42.kill`
-    return {"verb": verb, "id": int(job_id)} if verb in BY_NAME and re.fullmatch("[0-9]{1,18}", job_id) else {}
+    if not (match := _REQUEST.fullmatch(name)) or match[3] not in BY_NAME:
+        return {}
+    return {"verb": match[3], "id": int(match[2])} | ({"attempt": int(match[1])} if match[1] else {})
 
 
 def _json(text: str) -> dict[str, Any]:

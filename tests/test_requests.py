@@ -1,11 +1,12 @@
 """Requests to a node: none is lost, none hits the wrong attempt, and their order is kept."""
 
+import errno
 import os
 from collections.abc import Iterator
 
 import pytest
 
-from spoolq import daemon
+from spoolq import daemon, fsops
 from spoolq.daemon import Daemon
 from spoolq.fsops import Answer
 from tests.world import World
@@ -251,3 +252,19 @@ def test_a_signal_whose_file_cannot_be_removed_is_sent_once(world, monkeypatch):
     settle(world, node)
     assert 1 == len(world.runner.heard("signal"))
     assert [] == os.listdir(f"{world.root}/nodes/n1/control")
+
+
+def test_a_request_on_a_full_spool_is_about_one_attempt_too(world, monkeypatch):
+    """Found by simulation: an empty file of the same requeue was obeyed by each new attempt."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fsops, "publish", full)
+        world.spool.request("n1", "requeue", 1, {"attempt": 1}, "me")
+    assert ["me.a1.1.requeue"] == world.requests()
+    assert [{"verb": "requeue", "id": 1, "attempt": 1}] == [request for _, request in world.spool.requests("n1")]
