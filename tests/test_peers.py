@@ -126,14 +126,23 @@ def test_time_in_which_the_observer_could_not_look_does_not_count(site):
 def test_a_node_that_beats_between_the_listing_and_the_look_keeps_its_jobs(site, monkeypatch):
     n1, n2 = lost_node(site, rerun="yes")
     site.pass_time(DEAD_S - 2 * BEAT_S, n1)
-    left_by = n1.intake.left_by
+    left_by, beaten = n1.intake.left_by, []
 
     def listed(name):
-        site.spool.beat("n2", 99, n2.presence.instance)
+        if n1.peers.watches["n2"].still_s >= DEAD_S and not beaten:  # it counts as silent, and comes back just now
+            beaten.append(site.spool.beat("n2", 99, n2.presence.instance))
         return left_by(name)
 
     monkeypatch.setattr(n1.intake, "left_by", listed)
     site.pass_time(10 * BEAT_S, n1)
+    assert beaten
+    assert ("running", None, 1) == site.where(1)
+
+
+def test_an_operators_word_about_an_earlier_daemon_is_void(site):
+    n1, _ = lost_node(site, rerun="certain")
+    site.spool.mark_node("n2", "dead", on=True, text="an-earlier-daemon")
+    site.pass_time(8 * BEAT_S, n1)
     assert ("running", None, 1) == site.where(1)
 
 
