@@ -148,12 +148,11 @@ def _commit(spool: Spool, item: Finished) -> bool:
     if answer is Answer.UNKNOWN or (answer is Answer.LOST and found_again(spool, item)):
         return False
     root, entry = spool.root, item.at.entry
-    with contextlib.suppress(FileNotFoundError):  # somebody removed its home: history has the result
-        if answer is Answer.LOST:
-            item.late = True
-            home.keep_late(root, entry.id, entry.attempt, item.result)
-        else:
-            home.publish_result(root, entry.id, item.result, sync=False)
+    if answer is Answer.LOST:
+        item.late = True
+        home.keep_late(root, entry.id, entry.attempt, item.result)
+    else:
+        home.publish_result(root, entry.id, item.result, sync=False)
     return True
 
 

@@ -86,6 +86,29 @@ def test_it_goes_between_the_steps_of_a_delivery(world, monkeypatch, call):
     world.check()
 
 
+def test_it_goes_between_the_commit_and_the_result(world, monkeypatch):
+    """The runner must not be told to forget an end whose result.json could not be written."""
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    world.runner.end((1, 1))
+    publish = home.publish_result
+
+    def away(*args, **kwargs):
+        go(world)
+        return publish(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(home, "publish_result", away)
+        world.turn(node)
+    assert [] == forgotten(world)
+    come(world)
+    world.turn(node)
+    assert ("done", "exit0", 1) == world.where(1)
+    assert home.read_result(world.root, 1)
+    assert [[1, 1]] == forgotten(world)
+
+
 def test_it_goes_before_a_claim(world, monkeypatch):
     world.submit()
     node = world.up()
