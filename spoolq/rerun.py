@@ -110,6 +110,10 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
     if item.requeued:
         deliver.write_attempt(daemon.spool, item, daemon.node)
         return True
+    while item.outputs:
+        fd, item.outputs = item.outputs[-1], item.outputs[:-1]
+        with contextlib.suppress(OSError):
+            fsops.close(fd)
     if item.at.top == "running":
         answer, taken = daemon.spool.reap(item.at, daemon.node)
         if answer is Answer.UNKNOWN:
@@ -117,10 +121,6 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         if answer is Answer.LOST:
             return not deliver.found_again(daemon.spool, item) and keep_late(daemon, item)
         item.at = taken
-    while item.outputs:
-        fd, item.outputs = item.outputs[-1], item.outputs[:-1]
-        with contextlib.suppress(OSError):
-            fsops.close(fd)
     forget_nameless(daemon, item.at)
     answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
     if answer is Answer.WON:

@@ -233,10 +233,13 @@ def test_what_came_of_a_copy_that_was_fenced_is_kept_as_late(site):
     site.pass_time(DEAD_S + 4 * BEAT_S, n1)
     site.runners[f"{site.root}.n1"].end((1, 2), 0)
     site.pass_time(2 * BEAT_S, n1)
+    held = n2.live[1].outputs
     site.pass_time(2 * BEAT_S, n2)
     assert ("done", "exit0", 2) == site.where(1)
     with open(f"{site.root}/jobs/0/1/result.1.late.json", encoding="ascii") as file:
         assert "NODE_FAIL" == json.load(file)["state"]
+    assert held
+    assert not {f"/proc/self/fd/{fd}" for fd in held if os.path.exists(f"/proc/self/fd/{fd}")}, "outputs left open"
 
 
 def test_the_late_result_is_kept_also_by_a_daemon_that_was_started_since(site):
