@@ -178,7 +178,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT or is_away(daemon):
+        if error.errno in NOT_THE_JOBS_FAULT or recover.is_away(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
@@ -194,15 +194,6 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         raise  # the next runner will say that it does not know it
     except OSError as error:
         release(daemon, live, f"scratch directory, descriptors or spool: {error.strerror}")
-
-
-def is_away(daemon: "Daemon") -> bool:
-    """Whether the spool is not there now: then what a path answers says nothing about the job."""
-    try:
-        daemon.spool.check_same()
-    except (OSError, SpoolqError):
-        return True
-    return False
 
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:

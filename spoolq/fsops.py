@@ -138,8 +138,7 @@ def create(path: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> N
         finally:
             os.close(fd)
     except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        discard(path)
         raise
 
 
@@ -169,8 +168,7 @@ def put(temporary: str, path: str) -> None:
     except OSError as error:
         # no other process has this temporary name: if it is gone, the rename happened
         if error.errno not in _DOUBTFUL or present(*os.path.split(temporary)) is not False:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+            discard(temporary)
             raise
 
 

@@ -168,24 +168,29 @@ def publish_result(root: str, job_id: int, data: bytes, *, sync: bool) -> None:
     with _spared(root, job_id):
         fsops.create(private, data, sync=sync)
         try:
-            for _ in range(2):
-                with contextlib.suppress(FileExistsError):
-                    fsops.link(private, path)
-                    return
-                there = _attempt_of(read_result(root, job_id) or b"")
-                if there >= (mine := _attempt_of(data)):
-                    return
-                if there < 0:
-                    break  # torn, or nothing of ours
-                set_aside(root, job_id, mine)
-            fsops.put(private, path)
+            if not _link_result(root, job_id, private, path, _attempt_of(data)):
+                fsops.put(private, path)
+        finally:
+            fsops.discard(private)
+
+
+def _link_result(root: str, job_id: int, private: str, path: str, mine: int) -> bool:
+    """Whether a result is there now; False if it has to replace what is no result, or there are no links here."""
+    for _ in range(2):
+        try:
+            fsops.link(private, path)
+        except FileExistsError:
+            there = _attempt_of(read_result(root, job_id) or b"")
+            if there >= mine or there < 0:
+                return there >= mine
+            set_aside(root, job_id, mine)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            fsops.put(private, path)
-        finally:
-            with contextlib.suppress(OSError):
-                fsops.drop(private)
+            return False
+        else:
+            return True
+    return False
 
 
 def _attempt_of(data: bytes) -> int:
@@ -207,7 +212,8 @@ def set_aside(root: str, job_id: int, attempt: int) -> None:
     if data is None:
         return
     of_attempt = _attempt_of(data)
-    of_attempt = attempt if of_attempt < 0 else of_attempt
+    if of_attempt < 0:
+        of_attempt = attempt
     if of_attempt <= attempt:
         path = path_of(root, job_id)
         fsops.move(f"{path}/result.json", f"{path}/result.{of_attempt}.json")

@@ -89,11 +89,8 @@ class Watch:
         signals.pthread_sigmask(signals.SIG_BLOCK, _DEADLY)
         patience_s = _patience()
         pause_s = min(LOOK_S, patience_s / 2)
-        looks, slept, said = (
-            0,
-            0,
-            False,
-        )  # looks in a row that found it in one call; how often it had slept at the first
+        looks = slept = 0  # looks in a row that found it in one call; how often it had slept at the first
+        said = False
         before: tuple[Any, int] = (None, 0)
         while True:
             time.sleep(pause_s)

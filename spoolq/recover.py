@@ -18,7 +18,7 @@ import select
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, home, host, result, ship
+from spoolq import __version__, control, deliver, fsops, home, host, result, ship
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -150,18 +150,22 @@ def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
                 home.keep_late(daemon.spool.root, *key, item.result)
             elif home.read_result(daemon.spool.root, key[0]) is None:
                 home.publish_result(daemon.spool.root, key[0], item.result, sync=False)
-    except (NotFound, FileNotFoundError) as error:
-        try:
-            daemon.spool.check_same()  # swept, or its home is gone
-        except OSError:
+    except (NotFound, OSError) as error:
+        swept = isinstance(error, NotFound | FileNotFoundError) and not is_away(daemon)  # the job, or its home
+        if not swept:
             log.warning("not completed job=%d attempt=%d error=%s", *key, error)
             daemon.incomplete = True
             return
-    except OSError as error:
-        log.warning("not completed job=%d attempt=%d error=%s", *key, error)
-        daemon.incomplete = True
-        return
     forget(daemon, key)
+
+
+def is_away(daemon: "Daemon") -> bool:
+    """Whether the spool is not there now: then what a path answers says nothing about a job."""
+    try:
+        daemon.spool.check_same()
+    except (OSError, SpoolqError):
+        return True
+    return False
 
 
 def forget(daemon: "Daemon", key: Key) -> None:
@@ -255,10 +259,7 @@ def note_lost(daemon: "Daemon") -> None:
     }
     if lost == read_lost(daemon.state_dir):
         return
-    path = os.path.join(daemon.state_dir, "lost")
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump(lost, file)
-    os.replace(path + ".new", path)
+    fsops.publish(os.path.join(daemon.state_dir, "lost"), json.dumps(lost).encode(), mode=0o600, sync=False)
 
 
 def read_lost(state_dir: str) -> dict[str, str]:
@@ -277,10 +278,7 @@ def journal_of_this_boot(state_dir: str) -> bool:
 
 def mark_boot(state_dir: str) -> None:
     """From now on the journal is complete for this boot."""
-    path = os.path.join(state_dir, "boot")
-    with open(path + ".new", "w", encoding="ascii") as file:
-        file.write(host.boot_id() + "\n")
-    os.replace(path + ".new", path)
+    fsops.publish(os.path.join(state_dir, "boot"), f"{host.boot_id()}\n".encode(), mode=0o600, sync=False)
 
 
 def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: int = 0) -> None:

@@ -173,7 +173,7 @@ def release_due(daemon: "Daemon", now: float) -> None:
                 continue
             released += [target] if answer is Answer.WON else []
         del daemon.retries[(job_id, gen)]
-    daemon.spool.committed(released)
     if released:
+        daemon.spool.committed(released)
         daemon.last_work, daemon.looked = now, False
         daemon.set_due("queue", 0.0)

@@ -61,11 +61,10 @@ def begin(state_dir: str, entry: Entry, targets: Sequence[Target], *, again: boo
         streams = {t.stream: {"path": t.path, "base": fsops.size_of(t.fd), "how": how[t.stream]} for t in files}
         fsops.make_directories(directory)
         text = json.dumps({"boot": host.boot_id(), "streams": streams})
-        fsops.discard(
-            f"{directory}/plan.new"
-        )  # of a claim that was given back; no hidden name, so that it is cleared up
-        fsops.create(f"{directory}/plan.new", text.encode(), mode=0o600)
-        fsops.put(f"{directory}/plan.new", f"{directory}/plan")
+        new = f"{directory}/plan.new"  # no hidden name, so that it is cleared up with the rest
+        fsops.discard(new)  # of a claim that was given back
+        fsops.create(new, text.encode(), mode=0o600)
+        fsops.put(new, f"{directory}/plan")
         fsops.sync_directory(directory)
         for number, target in enumerate(targets):
             if target in files:
@@ -134,9 +133,9 @@ def ship(spool: Spool, state_dir: str, place: str, key: Key) -> str:
     Raises:
         OSError: it stays here; to be tried again.
     """
-    directory = directory_of(state_dir, key)
-    if fsops.look(directory) is None:
+    if not kept(state_dir, key):
         return ""
+    directory = directory_of(state_dir, key)
     plan = _plan(directory)
     names = fsops.names(directory)
     detail = _sync(directory, plan, names)
@@ -230,9 +229,9 @@ def increment(state_dir: str, at: Placed) -> None:
 
 def forget(state_dir: str, key: Key) -> None:
     """After the commit; without its plan, what is left is nothing."""
-    directory = directory_of(state_dir, key)
-    if fsops.look(directory) is None:
+    if not kept(state_dir, key):
         return
+    directory = directory_of(state_dir, key)
     for name in sorted(fsops.names(directory), key=lambda name: name != "plan"):
         fsops.discard(f"{directory}/{name}")
     fsops.remove_directory(directory)
