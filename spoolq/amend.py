@@ -210,7 +210,7 @@ def form(placed: Placed) -> dict[str, str]:
 
 def form_text(placed: Placed) -> str:
     """The TOML to edit."""
-    from spoolq.config import quote
+    from spoolq.toml import quote
 
     lines = [f"# job {placed.entry.id}, {placed.state.name}: change what you want, save and leave the editor."]
     lines += ["# An empty file changes nothing. Units as everywhere: 500M, 3G, 90s, 2h30m, 1-12.", ""]
@@ -219,7 +219,7 @@ def form_text(placed: Placed) -> str:
 
 def read_form(placed: Placed, data: bytes) -> dict[str, str]:
     """The changes in an edited TOML; UsageError or JobFileError with the line for what is wrong."""
-    from spoolq.config import read_toml
+    from spoolq.toml import read_toml
 
     table, _ = read_toml(data, f"job {placed.entry.id}")
     before, changes = form(placed), {}

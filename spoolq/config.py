@@ -1,8 +1,6 @@
 """
 The policy of a spool and the settings of users and sites, from text to frozen values.
 
-Also the one reader and the one quoter of TOML, since every text in TOML here has the same enemies. Never tomllib:
-a key of 40 kB full of dots makes it use 1.5 GB (measured); tomli refuses such a key, and it does not even get there.
 Invariant: a Policy's timeouts are ordered, so that a node that lost touch has stopped its jobs
 before another may believe it dead. Unknown keys are errors: a misspelt limit is no limit.
 Never reads a file, never looks at the machine; each value knows where it was said.
@@ -15,25 +13,16 @@ from typing import Any, NamedTuple
 
 from spoolq.entry import RERUNS
 from spoolq.errors import JobFileError, Misconfigured, UsageError
-from spoolq.options import MOST, MOST_SECONDS, did_you_mean
+from spoolq.options import did_you_mean
 from spoolq.resources import CPUS, MEM, NAME, UNIT, Amounts, parse_amount, parse_mb, parse_seconds
+from spoolq.toml import kind_of, line_of, quote, read_toml
+from spoolq.values import MOST, MOST_SECONDS
 
 FORMAT = 1
-MAX_FILE = 64 << 10  # bytes of a TOML file that a person wrote
-MAX_DOTS, MAX_NESTING = 16, 32
 # fencing: killing takes the grace and at most this long more, and clocks differ in rate by 1 %
 KILL_S, RATE = 50.0, 0.01
 BEATS = 3  # lost beats that a node must survive
 
-# no possessive quantifiers: those of Python 3.11.2, Debian 12's, give up too early (CPython issue 106052)
-_STRINGS = re.compile(
-    r'"""(?:[^"\\]|\\.|"{1,2}(?!"))*(?:"{3,5}|\Z)' r"|'''(?:[^']|'{1,2}(?!'))*(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*"?' r"|'[^'\n]*'?|\#[^\n]*",
-    re.DOTALL,
-)  # fmt: skip
-# what a quoted text must not hold: by TOML, and what would speak to a terminal
-_UNSAFE = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]')
-_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -328,73 +317,3 @@ def new_spool(uuid: str, name: str) -> str:
         lines += ["", f"[{title}]"]
         lines += [f"# {f'{k.name} = {_written(k.default)}':<28}  # {k.help}" for k in KEYS if k.table == title]
     return "\n".join(lines) + "\n"
-
-
-def read_toml(data: bytes, file: str, limit: int = MAX_FILE) -> tuple[dict[str, Any], str]:
-    """
-    The table and the text of a TOML file.
-
-    Raises:
-        JobFileError: too large, not UTF-8, NUL, nested too deeply, or no TOML.
-    """
-    from tomli import TOMLDecodeError, loads
-
-    if len(data) > limit:
-        raise JobFileError(f"{len(data)} bytes; at most {limit >> 10} KiB are read", file=file)
-    if b"\0" in data:
-        raise JobFileError("holds a NUL byte: no text file", file=file, line=line_at(data, data.index(b"\0")))
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise JobFileError("is not UTF-8", file=file, line=line_at(data, error.start)) from None
-    if text.count(".") > MAX_DOTS or text.count("[") + text.count("{") > MAX_NESTING:
-        _guard(text, file)
-    try:
-        return loads(text), text
-    except TOMLDecodeError as error:
-        message = error.msg[:1].lower() + error.msg[1:]
-        raise JobFileError(f"no valid TOML: {message}", file=file, line=error.lineno) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise JobFileError(f"no valid TOML: {type(error).__name__}", file=file) from None
-
-
-def line_at(data: bytes, at: int) -> int:
-    """The line of a byte."""
-    return data.count(b"\n", 0, at) + 1
-
-
-def _guard(text: str, file: str) -> None:
-    # keys of many parts and deep nesting cost a parser more than their size: refuse them unparsed
-    depth = 0
-    for number, line in enumerate(_STRINGS.sub(lambda m: "\n" * m[0].count("\n"), text).split("\n"), 1):
-        if line.count(".") > MAX_DOTS:
-            raise JobFileError(f"more than {MAX_DOTS} dots outside quotes", file=file, line=number)
-        for letter in re.findall(r"[][{}]", line):
-            depth += 1 if letter in "[{" else -1
-            if depth > MAX_NESTING:
-                raise JobFileError(f"brackets nested more than {MAX_NESTING} deep", file=file, line=number)
-
-
-def line_of(text: str, key: str) -> int | None:
-    """The line on which a key is set, outside multi-line texts; None if it cannot be found."""
-    plain = _STRINGS.sub(lambda m: "\n" * m[0].count("\n") or m[0], text)
-    match = re.search(rf"""^[ \t\[]*["']?{re.escape(key)}["']?[ \t]*[.=\]]""", plain, re.MULTILINE)
-    return plain.count("\n", 0, match.start()) + 1 if match else None
-
-
-def kind_of(value: object) -> str:
-    """`is an array`: for messages."""
-    names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table"}
-    return f"is {names.get(type(value), 'a date or time')}"
-
-
-def quote(text: str) -> str:
-    """A TOML string; what would speak to a terminal is escaped too, so that `cat` is safe."""
-    if not _UNSAFE.search(text):
-        return f'"{text}"'
-    return '"' + _UNSAFE.sub(lambda m: _SHORT.get(m[0]) or f"\\u{ord(m[0]):04X}", text) + '"'
-
-
-def array(words: Iterable[str]) -> str:
-    """A TOML array of strings."""
-    return f"[{', '.join([quote(word) for word in words])}]"

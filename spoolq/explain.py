@@ -12,8 +12,9 @@ from typing import Any
 from spoolq import deliver, look, outlook, resources, selector, show
 from spoolq.arguments import Command
 from spoolq.outlook import Scene
+from spoolq.reason import parse_reason
 from spoolq.resources import CPUS, MEM
-from spoolq.schedule import ANYWHERE, parse_reason
+from spoolq.schedule import ANYWHERE
 from spoolq.spool import Placed
 from spoolq.state import State
 

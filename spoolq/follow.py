@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import awaiting, home, options, patience, request, submit, where
+from spoolq import awaiting, home, options, patience, reason, request, submit, where
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
 from spoolq.tail import STDERR, STDOUT, Following, Stream
@@ -166,7 +166,6 @@ class Foreground:
 
 def why_it_waits(spool: Spool, job_id: int) -> str:
     """In words; empty if it does not wait."""
-    from spoolq import schedule
     from spoolq.entry import HELD
 
     placed = spool.find(job_id)
@@ -174,9 +173,7 @@ def why_it_waits(spool: Spool, job_id: int) -> str:
         return f"it is held ({HELD.get(placed.entry.held, 'held')}); `spoolq release {job_id}` lets it start"
     if placed.top != "queue":
         return ""
-    reasons = [
-        parsed for line in home.read_whys(spool.root, job_id).values() if (parsed := schedule.parse_reason(line))
-    ]
+    reasons = [parsed for line in home.read_whys(spool.root, job_id).values() if (parsed := reason.parse_reason(line))]
     if not reasons:
         return "no node has said why; `spoolq nodes` shows which are alive"
-    return str(schedule.overall(dict(reasons)))
+    return str(reason.overall(dict(reasons)))

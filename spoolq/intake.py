@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options
+from spoolq import environment, fsops, home, jobfile, options, script, stored
 from spoolq.errors import JobFileError, SpoolqError, UsageError
 from spoolq.fsops import Answer
 from spoolq.job import Job
@@ -160,7 +160,7 @@ class Intake:
 
     def _has_trailer(self, path: str) -> bool:
         try:
-            return jobfile.has_trailer(fsops.read(path, home.SCRIPT_LIMIT) or b"")
+            return script.has_trailer(fsops.read(path, home.SCRIPT_LIMIT) or b"")
         except OSError:
             return False
 
@@ -205,7 +205,7 @@ class Intake:
     def _commit(self, name: str, original: str, job: Job, script: bytes | None) -> int:
         job_id = self._spare.pop() if self._spare else home.allocate(self.spool.root)
         try:
-            home.fill(self.spool.root, job_id, jobfile.format_job(job), script=script, entry=False)
+            home.fill(self.spool.root, job_id, stored.format_job(job), script=script, entry=False)
             # before the commit: a dropper must not wait for ever; after a crash it is written again
             self._answer(f"{original}.id", f"{job_id}\n")
             answer, at = self.spool.submit_file(f"nodes/{self.node}/admit/{name}", job.entry(job_id))
@@ -266,7 +266,7 @@ class Intake:
 
     def _parse_text(self, name: str, data: bytes) -> tuple[Job, bytes | None]:
         if data.startswith(b"#!") or (name.endswith(".sh") and not data.startswith(b"\xef\xbb\xbf")):
-            pairs, _ = jobfile.parse_script(data, name)
+            pairs, _ = script.parse_script(data, name)
             return options.to_job(pairs, (), self.base, script=True), data
         if name.endswith((".toml", ".job")) or b"command" in data or b"script" in data:
             return jobfile.parse_job(data, name, self.base)

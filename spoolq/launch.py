@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, host, jobfile, ship
+from spoolq import environment, fsops, home, host, script, ship, stored
 from spoolq.config import Policy
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
@@ -91,11 +91,11 @@ class Launcher:
     def _read(self, entry: Entry) -> Prepared:
         try:
             data = home.read_job(self.spool.root, entry.id)
-            job = jobfile.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
+            job = stored.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
             packed = home.read_env(self.spool.root, entry.id)
             env = environment.shared(packed or b"", () if packed else self._base)
             # the interpreter is run on the copy, so that a spool mounted noexec does not matter
-            interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
+            interpreter = script.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
         except JobFileError as error:
             return _hopeless(str(error))
         except OSError as error:

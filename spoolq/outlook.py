@@ -15,9 +15,10 @@ from functools import cached_property
 
 from spoolq import roster, schedule
 from spoolq.entry import Entry
+from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Reason, parse_reason
+from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
 
 MOST_FILES = 100
@@ -87,7 +88,7 @@ class Outlook:
         self._files += 1
         said = {node: parse_reason(line) for node, line in quiet_whys(self.spool, placed.entry.id).items()}
         known = {view.name: pair[1] for view in self.views if (pair := said.get(view.name))}
-        return schedule.overall(known) if len(known) == len(self.views) else found
+        return overall(known) if len(known) == len(self.views) else found
 
     def _by_names(self, placed: Placed) -> Reason:
         entry = placed.entry
@@ -114,7 +115,7 @@ class Outlook:
             reasons[view.name] = reason
         if not reasons:
             return Reason("NoNodeAlive", no_node(self.nodes))
-        return schedule.overall(reasons)
+        return overall(reasons)
 
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""

@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 from spoolq import schedule
 from spoolq.entry import Entry
+from spoolq.reason import Reason
 from spoolq.reserve import Node, Task, Window, holder, opening, sooner, worth_moving
 from spoolq.resources import Amounts, fits, show, show_seconds
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan, Reason
+from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
 DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next

@@ -16,8 +16,9 @@ from typing import Any
 
 from spoolq.entry import HELD, RERUN_WORDS, Entry
 from spoolq.history import Record, efficiency
+from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, add, show_amount, show_mb, show_seconds
-from spoolq.schedule import NodeView, Reason
+from spoolq.schedule import NodeView
 from spoolq.state import State
 
 FORMAT = 1  # of the JSON envelope; raised when a key changes its meaning or goes

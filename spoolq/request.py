@@ -14,14 +14,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import environment, jobfile, options
-from spoolq.config import MAX_FILE
+from spoolq import environment, jobfile, nodelist, options, script
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
 from spoolq.options import Pair, Parsed
 from spoolq.resources import Amounts, fits
 from spoolq.spool import Spool
+from spoolq.toml import MAX_FILE
 from spoolq.where import Found
 
 SUB_OPTS = "SPOOLQ_SUB_OPTS"
@@ -138,7 +138,7 @@ def _job_file(file: str) -> Source:
     for warning in asked.warnings:
         warn(f"{shown}: {warning}")
     first = asked.command[0] if asked.command and asked.script is None else os.path.basename(shown).partition(".")[0]
-    if asked.command[:2] == jobfile.SHELL:
+    if asked.command[:2] == script.SHELL:
         first = (asked.command[2].split() or [""])[0]
         refuse_background(asked.command[2])
     return Source(asked.command, asked.script, first, asked.pairs)
@@ -149,7 +149,7 @@ def _script(data: bytes, name: str, words: Sequence[str]) -> Source:
         raise UsageError(f"no command, and standard input is empty (example: {_EXAMPLE})")
     if not data.strip():
         raise JobFileError(f"is empty: there is no script to submit (example: {_EXAMPLE})", file=name)
-    pairs, warnings = jobfile.parse_script(data, name)
+    pairs, warnings = script.parse_script(data, name)
     for warning in warnings:
         warn(f"{name}: {warning}")
     return Source(tuple(words), data, "stdin" if name == STDIN else name, pairs)
@@ -182,7 +182,7 @@ def script_in(word: str) -> bytes | None:
         return None
     if b"\0" in head:
         raise UsageError(f"{word}: is neither a script nor executable (remedy: chmod +x, or name a program)")
-    return _read(word, jobfile.MAX_SCRIPT + 1)
+    return _read(word, script.MAX_SCRIPT + 1)
 
 
 def _in_path(word: str) -> bool:
@@ -308,7 +308,7 @@ def allowed(job: Job, node: str) -> bool:
     """Whether --nodelist and --exclude let the job run on a node."""
     if not job.nodelist and not job.exclude:
         return True
-    matches = options.node_matches
+    matches = nodelist.matches
     return (not job.nodelist or matches(job.nodelist, node)) and not matches(job.exclude, node)
 
 

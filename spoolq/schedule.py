@@ -8,29 +8,20 @@ Invariants: what is started fits into what is free, in every dimension; every jo
 start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
-import fnmatch
-import functools
 import itertools
-import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spoolq.entry import HELD, Entry
-from spoolq.errors import UsageError
+from spoolq.nodelist import matches
+from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
 IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
 WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
-MAX_NODES = 10_000  # names that one pattern may stand for
 HOLDERS = 3  # named in a reason
 
-# one word for each reason, from the most to the least hopeful; Slurm's where it has one
-_WORDS = (
-    "Priority Resources MeasuredLoad DeviceBusyOutside UserLimit ArrayTaskLimit SpoolFull NodeDrained RetryBackoff "
-    "BeginTime Dependency CwdMissing JobHeldUser JobHeldAdmin ReqNodeNotAvail BadConstraints NoNodeAlive"
-)
-WORDS = tuple(_WORDS.split())
 
 _HELD_TEXT = {
     "HU": "held by its user until `spoolq release`",
@@ -39,25 +30,6 @@ _HELD_TEXT = {
     "HB": "waits for its begin time",
     "HR": "waits before it is tried again",
 }
-_RANGES = re.compile(r"\[([0-9][0-9,-]*)\]")
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
-_LINE = re.compile(r"(?:(\S+) )?([A-Z][A-Za-z]+): (.*)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a job does not start: a word of WORDS, and a text with figures."""
-
-    word: str
-    text: str
-
-    def __post_init__(self) -> None:
-        """Reject an unknown word."""
-        assert self.word in WORDS, self.word
-
-    def __str__(self) -> str:
-        """`Resources: needs 4 cpus, ...`; `parse_reason` reads it back."""
-        return f"{self.word}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,20 +290,6 @@ def _some(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
 
 
-def overall(reasons: Mapping[str, Reason]) -> Reason:
-    """The one reason to show for a job: of what the nodes say (by name), the most hopeful."""
-    if not reasons:
-        return Reason("NoNodeAlive", "no node is alive; start one with `spoolq node`")
-    name = min(reasons, key=lambda node: (WORDS.index(reasons[node].word), node))
-    return Reason(reasons[name].word, f"{name}: {reasons[name].text}")
-
-
-def parse_reason(line: str) -> tuple[str, Reason] | None:
-    """(node or empty, reason) from `n3 Resources: needs ...`, the line of a why file; None if it is none."""
-    match = _LINE.fullmatch(line.strip())
-    return (match[1] or "", Reason(match[2], match[3])) if match and match[2] in WORDS else None
-
-
 def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
     """
     Where this node begins among the first names, equal in rank, so that nodes do not race for the same.
@@ -352,49 +310,3 @@ def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -
     if len(equals) < 2:
         return 0, 0
     return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)
-
-
-def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether a node's name is among patterns: exact, `n*` (glob), `n[1-3,5]`, or several with commas."""
-    compiled = [_compiled(pattern) for pattern in patterns]
-    return any(name in exact or any(fnmatch.fnmatchcase(name, g) for g in globs) for exact, globs in compiled)
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    try:
-        words = node_names(pattern)
-    except UsageError:  # refused at submission; by hand in a job file it names nobody
-        return frozenset(), ()
-    return frozenset(words), tuple(word for word in words if set(word) & set("*?["))
-
-
-def node_names(text: str) -> list[str]:
-    """
-    The names and globs that a node list stands for: `n[08-10],big*` is n08 n09 n10 big*.
-
-    Raises:
-        UsageError: a range is malformed, or the list is longer than MAX_NODES.
-    """
-    found: list[str] = []
-    for word in re.split(r",(?![^\[\]]*\])", text):
-        parts = _RANGES.split(word.strip())
-        choices = [_numbers(part, text) if index % 2 else [part] for index, part in enumerate(parts)]
-        size = 1
-        for choice in choices:
-            size *= len(choice)
-        if size + len(found) > MAX_NODES:
-            raise UsageError(f"nodes: {text[:60]!r} stands for more than {MAX_NODES} names")
-        found += ["".join(choice) for choice in itertools.product(*choices)] if word.strip() else []
-    return found
-
-
-def _numbers(text: str, whole: str) -> list[str]:
-    found: list[str] = []
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part)
-        low, high = (match[1], match[2] or match[1]) if match else ("1", "0")
-        if not 0 <= int(high) - int(low) < MAX_NODES:
-            raise UsageError(f"nodes: [{text[:40]}] in {whole[:60]!r} is no range, or a long one (example: n[1-3,5])")
-        found += [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
-    return found

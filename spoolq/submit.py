@@ -11,7 +11,7 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from spoolq import environment, home, jobfile, options, patience, request, where
+from spoolq import environment, home, options, patience, request, script, stored, where
 from spoolq.entry import label_of
 from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
@@ -95,7 +95,7 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     spool = found.spool
     request.check_nodes(asked.job, spool, warn_none=warn)
     home.check_space(spool.root, int(found.policy.min_free_mb))
-    data = _fitting(jobfile.format_job(asked.job))
+    data = _fitting(stored.format_job(asked.job))
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
@@ -255,10 +255,10 @@ def _whole(file: str) -> bytes:
 
 def command_of(line: str) -> tuple[str, ...]:
     """The words of a line that means the same with and without a shell; any other is run by one."""
-    if words := jobfile.words(line):
+    if words := script.words(line):
         return tuple(words)
     request.refuse_background(line)
-    return (*jobfile.SHELL, line)
+    return (*script.SHELL, line)
 
 
 def submit_many(
@@ -277,7 +277,7 @@ def submit_many(
     last: int | None = None
     batch: list[Placed] = []
     failed: BaseException | None = None
-    for data, name in zip(jobfile.format_many(job, commands, names), names, strict=True):
+    for data, name in zip(stored.format_many(job, commands, names), names, strict=True):
         job_id, fitting = 0, _fitting(data)
         try:
             if not batch:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolq import config
+from spoolq import config, toml
 from spoolq.errors import Misconfigured
 
 HEAD = 'format = 1\nuuid = "1-2"\nname = "lab"\n'
@@ -211,6 +211,6 @@ def test_wrong_settings_are_explained(text, message):
 
 @given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=40))
 def test_a_quoted_text_is_read_back_and_cannot_speak_to_a_terminal(text):
-    quoted = config.quote(text)
-    assert config.read_toml(f"x = {quoted}\n".encode(), "f")[0] == {"x": text}
+    quoted = toml.quote(text)
+    assert toml.read_toml(f"x = {quoted}\n".encode(), "f")[0] == {"x": text}
     assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in quoted)

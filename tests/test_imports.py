@@ -23,15 +23,21 @@ PURE = frozenset(
         "job",
         "jobfile",
         "lease",
+        "nodelist",
         "options",
         "pack",
+        "reason",
         "report",
         "reserve",
         "resources",
         "result",
         "runs",
         "schedule",
+        "script",
         "state",
+        "stored",
+        "toml",
+        "values",
     ]
 )
 FORBIDDEN_IN_PURE = frozenset(

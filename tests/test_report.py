@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolq.entry import Entry
+from spoolq.reason import Reason
 from spoolq.report import (
     COLOURS,
     Column,
@@ -28,7 +29,7 @@ from spoolq.report import (
     table,
     to_json,
 )
-from spoolq.schedule import NodeView, Reason
+from spoolq.schedule import NodeView
 from spoolq.state import State
 
 texts = st.text(

@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from spoolq import config, daemon, deliver, fsops, home, jobfile
+from spoolq import config, daemon, deliver, fsops, home, stored
 from spoolq.daemon import Daemon, Limits
 from spoolq.entry import Entry, parse_name
 from spoolq.errors import UsageError
@@ -42,7 +42,7 @@ class World:
         for _ in range(count):
             job = Job(**{"command": ("true",), "name": "t", "chdir": self.chdir, **facts})
             job_id = home.allocate(self.root)
-            home.fill(self.root, job_id, jobfile.format_job(job), env=b"PATH=/bin\0")
+            home.fill(self.root, job_id, stored.format_job(job), env=b"PATH=/bin\0")
             spool.committed([spool.submit(job_id, job.entry(job_id))])
             self.acknowledged.append(job_id)
         return job_id
