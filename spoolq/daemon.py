@@ -17,7 +17,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
+from spoolq import (
+    __version__,
+    claim,
+    control,
+    deliver,
+    host,
+    plugin,
+    profile,
+    recover,
+    rerun,
+    resources,
+    schedule,
+    service,
+    ship,
+)
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -94,6 +108,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop

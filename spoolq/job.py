@@ -36,6 +36,7 @@ class Job(NamedTuple):
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
+        policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -58,6 +59,7 @@ class Job(NamedTuple):
     exclude: tuple[str, ...] = ()
     held: str = ""
     export: str = "all"
+    policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""
     submit_host: str = ""

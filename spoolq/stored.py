@@ -29,7 +29,7 @@ _TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "open_mode", "out
 _TEXTS += ["user", "submitted", "submit_host"]
 _NUMBERS = ["priority", "retries"]
 _FLAGS = ["script"]
-_LISTS = ["command", "nodelist", "exclude", "declared"]
+_LISTS = ["command", "nodelist", "exclude", "declared", "policy"]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)

@@ -31,6 +31,7 @@ PURE = frozenset(
         "reserve",
         "resources",
         "result",
+        "rules",
         "runs",
         "schedule",
         "script",
