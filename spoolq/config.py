@@ -106,6 +106,15 @@ def _path(value: Any) -> str:
     return value
 
 
+def _words(value: Any) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not words or any(not isinstance(w, str) or "\0" in w for w in words):
+        raise UsageError('must be a program, or an array of its words (example: ["nice", "-n", "5"])')
+    if not words[0]:
+        raise UsageError("names no program")
+    return tuple(words)
+
+
 def _node_name(value: Any) -> str:
     if not isinstance(value, str) or not NODE_NAME.fullmatch(value):
         raise UsageError(f"{value!r:.60} is no name for a node (letters, digits, . _ -)")
@@ -160,6 +169,16 @@ SETTINGS = (
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "wrapper", _words, None, "put before the words of every command"),
+    Key("node", "prolog", _words, None, "run before each command, as the job"),
+    Key("node", "epilog", _words, None, "run after each command"),
+    Key("hooks", "on_submit", _words, None, "run when a job was submitted"),
+    Key("hooks", "on_start", _words, None, "run when an attempt started"),
+    Key("hooks", "on_end", _words, None, "run when a job ended"),
+    Key("hooks", "on_fail", _words, None, "run when a job ended as a failure"),
+    Key("hooks", "hook_s", _number(0.05, 86400), None, "that a hook may take; 60 if not said"),
+    Key("node", "prolog_s", _number(0.05, 86400), None, "that a prolog may take; 300 if not said"),
+    Key("node", "epilog_s", _number(0.05, 86400), None, "that an epilog may take; 300 if not said"),
 )
 
 
@@ -203,13 +222,23 @@ class Policy(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What users and sites say; None where nobody says anything. Amounts are thousandths."""
+    """What users and sites say; None or empty where nobody says anything. Amounts are thousandths; `_s` seconds."""
 
     spool: str | None = None
     node_name: str | None = None
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    wrapper: tuple[str, ...] = ()
+    prolog: tuple[str, ...] = ()
+    epilog: tuple[str, ...] = ()
+    prolog_s: float = 300.0
+    epilog_s: float = 300.0
+    on_submit: tuple[str, ...] = ()
+    on_start: tuple[str, ...] = ()
+    on_end: tuple[str, ...] = ()
+    on_fail: tuple[str, ...] = ()
+    hook_s: float = 60.0
     in_force: tuple[Setting, ...] = ()
     rules: "tuple[Rule, ...]" = ()
 

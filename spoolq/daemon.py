@@ -17,24 +17,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import (
-    __version__,
-    claim,
-    control,
-    deliver,
-    host,
-    plugin,
-    profile,
-    recover,
-    rerun,
-    resources,
-    schedule,
-    service,
-    ship,
-)
-from spoolq.channel import Family, Gone, say_program
+from spoolq import claim, control, deliver, host, plugin, profile, recover, rerun, resources, schedule, service, ship
+from spoolq.around import Around
+from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
-from spoolq.config import Policy
+from spoolq.config import Policy, Settings
 from spoolq.deliver import Finished
 from spoolq.errors import TryAgain
 from spoolq.intake import Intake
@@ -69,6 +56,7 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -78,6 +66,7 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            settings: what site and user say of this node, or None.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
@@ -87,6 +76,7 @@ class Daemon:
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
         self.scratch, self.meter = Scratch(state_dir), host.Meter()
+        self.around = Around(spool.root, node, state_dir, settings or Settings())
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -108,6 +98,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            submitted=self.around.submitted,
             rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
@@ -135,6 +126,7 @@ class Daemon:
         recover.compare_notes(self)
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+            self.around.tidy(self)
 
     def turn(self) -> None:
         """One step, whatever happens in it."""
@@ -161,6 +153,8 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+        if self.around.busy or self.around.drain:
+            self.part("steps", self.around.step, self)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -234,7 +228,7 @@ class Daemon:
 
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled:
+        if self.unsettled or self.around.busy:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
@@ -282,6 +276,8 @@ class Daemon:
     def take(self, message: dict[str, Any]) -> None:
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
+            case "started":
+                self.around.told(message, self.live.get(message["id"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":
@@ -291,24 +287,17 @@ class Daemon:
             case _:
                 pass
 
-    def renew(self, version: str) -> None:
-        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
-        if version != __version__ and not self.renewed:
-            log.info("renewing the runner from=%s to=%s", version, __version__)
-            self.renewed = True
-            say_program(self.state_dir)
-            self.family.send({"op": "reexec"})
-
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
         live = self.live.get(job_id)
-        if live is None or live.at.entry.attempt != attempt:
+        if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return
+        again = self.around.judge((job_id, attempt), ended)
         del self.live[job_id]
         if live.scratch:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
-        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost or again)
         if not item.requeue and rerun.wanted(item):
             item.requeue = item.retry = True
         self.ended.append(item)
@@ -330,6 +319,7 @@ class Daemon:
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
         self.live.pop(live.at.entry.id, None)
+        self.around.forget((live.at.entry.id, live.at.entry.attempt))
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -355,6 +345,7 @@ class Daemon:
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.around.through(item)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 

@@ -82,6 +82,7 @@ def run(argv: Sequence[str]) -> int:
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
     placed = submit.submit(found, asked, warn=False)
+    submit.tell(found, [placed.entry.id], asked.job)
     return Foreground(found, placed, asked, stopped, verbose=verbose).run()
 
 

@@ -67,6 +67,7 @@ def sub(argv: Sequence[str]) -> int:
             return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
         ids = [submit(found, asked).entry.id]
         _announce(ids, parsed)
+        tell(found, ids, asked.job)
     if ids and "wait" in parsed.flags:
         from spoolq import awaiting
 
@@ -101,6 +102,19 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
     return placed
+
+
+def tell(found: where.Found, ids: Sequence[int], job: Job) -> None:
+    """Let the hook know, which is one for all jobs of a submission; what goes wrong in it is no matter of theirs."""
+    try:
+        settings = found.settings
+        if settings.on_submit or found.policy.plugins:
+            from spoolq import hook
+
+            hooks = hook.Hooks(settings, found.spool.root, where.log_file("hooks.log"), plugins=found.policy.plugins)
+            hooks.tell(hook.SUBMIT, {**hook.of_job(job.entry(ids[0]), job), "JOB_IDS": ranges(ids)})
+    except (SpoolqError, OSError) as error:
+        request.warn(f"the hook for submissions was not run: {error}")
 
 
 def _fitting(data: bytes) -> bytes:
@@ -222,6 +236,7 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     finally:
         if quiet and ids:
             _announce(ids, parsed)
+    tell(found, ids, job)
     return ids
 
 
