@@ -206,6 +206,24 @@ def test_limits_are_changed_in_the_runner_and_in_the_name(world):
     assert 7200 == said["limit_s"]
 
 
+@pytest.mark.parametrize("who", ["daemon", "runner"])
+def test_limits_that_the_runner_did_not_read_are_said_again(world, who):
+    node = started(world, limit_s=3600)
+    world.runner.deaf = True
+    ask(world, "edit", limit_s=7200, mem_mb=2000)
+    world.turn(node)
+    assert (7200, []) == (world.entry(1).limit_s, world.requests())
+    assert 3600 == world.runner.jobs[1, 1]["limit_s"]
+    if who == "daemon":
+        node = world.up()
+    else:
+        world.runner.gone = True
+    settle(world, node)
+    job = world.runner.jobs[1, 1]
+    assert (7200, 2000) == (job["limit_s"], job["mem_mb"])
+    assert 1 == len(world.runner.heard("limits")), "what is so need not be said"
+
+
 @pytest.mark.parametrize(
     "bad",
     [
