@@ -194,7 +194,7 @@ class Placement:
             return
         self._reserved = now
         at = next(at for at in candidates if at.entry is entry)
-        answer, _ = self.daemon.spool.reserve(at, kept)
+        answer, _ = self.daemon.spool.transfer(at, "queue", kept)
         if answer is Answer.WON:
             log.info("reserved job=%d on=%s", entry.id, node)
 

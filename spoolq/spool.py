@@ -254,10 +254,6 @@ class Spool:
         """queue -> running/<node>."""
         return self.transfer(at, "running", at.entry.next(), node)
 
-    def reserve(self, at: Placed, entry: Entry) -> tuple[Answer, Placed]:
-        """Rename in the queue: `entry` says where a place is kept."""
-        return self.transfer(at, "queue", entry)
-
     def give_back(self, at: Placed) -> tuple[Answer, Placed]:
         """running -> queue with the same attempt: certainly not started."""
         return self.transfer(at, "queue", at.entry.next(suspended=False))
