@@ -130,6 +130,7 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_retries", lambda n: int(_number(0, 1000)(n)), 0, "of a job that does not say"),
     Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
+    Key("policy", "placement", _choice("pack", "spread"), "pack", "fill up one node at a time, or the emptiest first"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
     Key("policy", "time_factor", _number(1, 100), 1.0, "enforced time = declared x this"),
@@ -174,6 +175,7 @@ class Policy(NamedTuple):
     default_retries: int
     default_output_mode: str
     enforce_default_mem: bool
+    placement: str
     drop_any_owner: bool
     mem_factor: float
     time_factor: float

@@ -29,6 +29,7 @@ from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.peers import Peers
+from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -82,7 +83,7 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers = Peers(self)
+        self.peers, self.placement = Peers(self), Placement(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -170,6 +171,10 @@ class Daemon:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -226,6 +231,8 @@ class Daemon:
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.others and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -367,6 +374,7 @@ class Daemon:
             "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
         }
         self.presence.publish(state, changing)
 

@@ -58,6 +58,7 @@ TOUCH_THE_SPOOL = frozenset(
         "intake",
         "launch",
         "peers",
+        "placement",
         "presence",
         "recover",
         "rerun",
