@@ -157,7 +157,6 @@ class Launcher:
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
         program = self._program(argv[0], job.chdir, ready.search)
-        limits = elbow.enforced(entry, job, policy)
         message = {
             "op": "start",
             "id": entry.id,
@@ -169,12 +168,11 @@ class Launcher:
             "umask": job.umask,
             "chdir": job.chdir,
             "remote": self.remote_spool or self._is_remote(job.chdir),
-            "limit_s": limits.limit_s,
             "grace_s": policy.grace_s,
-            "mem_mb": limits.mem_mb,
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
+            **elbow.enforced(entry, job, policy)._asdict(),
         }
         if job.signal:
             word, before_s, first = parse_warning(job.signal)

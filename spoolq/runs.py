@@ -183,6 +183,17 @@ def rewarn(run: Run, now: float) -> None:
         run.warned = run.since + run.paused_s + run.limit_s - run.warn[1] <= now
 
 
+def unfinished(run: Run) -> Act | None:
+    """
+    What a runner that was killed may have left half done to the tree, by what it wrote down before it began.
+
+    Each is harmless when repeated: a tree that is stopped, continued or told to end for a second time.
+    """
+    if run.stage is Stage.RUNNING:
+        return Act.CONT if run.paused_s else None
+    return {Stage.PAUSED: Act.STOP, Stage.ENDING: Act.TERM, Stage.KILLING: Act.KILL}.get(run.stage)
+
+
 def due_at(run: Run) -> float | None:
     """When the next event by time is due, or None."""
     if run.stage is Stage.RUNNING and run.limit_s is not None:
