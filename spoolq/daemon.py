@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
+from spoolq import __version__, claim, control, deliver, elbow, host, recover, rerun, resources, schedule, service, ship
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
-from spoolq.errors import TryAgain
+from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
 from spoolq.launch import Launcher
@@ -379,5 +379,9 @@ class Daemon:
         self.presence.publish(state, changing)
 
     def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
+        """Why no known node could ever run a job, or why this spool does not take it; or None."""
+        try:
+            elbow.check(job, self.policy)
+        except UsageError as error:
+            return str(error)
         return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

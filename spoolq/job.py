@@ -33,6 +33,8 @@ class Job(NamedTuple):
         declared: names in `wants` that the user asked for; the rest are defaults and not enforced.
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
+        mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
@@ -50,6 +52,9 @@ class Job(NamedTuple):
     priority: int = 0
     rerun: str = "certain"
     retries: int = 0
+    mem_factor: float | None = None
+    time_factor: float | None = None
+    signal: str = ""
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, fsops, home, host, launch, result, ship
+from spoolq import __version__, control, deliver, elbow, fsops, home, host, result, ship
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -240,7 +240,7 @@ def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
     if job.get("stage") == {True: "running", False: "paused"}[entry.suspended]:
         daemon.family.send(message | {"op": "suspend" if entry.suspended else "resume"})
     if live.job and "limit_s" in job:
-        wanted = launch.limits(entry, live.job, daemon.policy)
+        wanted = elbow.enforced(entry, live.job, daemon.policy)._asdict()
         limits = {name: limit for name, limit in wanted.items() if job[name] != limit}
         if limits.get("mem_mb", 0) is None:  # of a job that did not ask for any; an edit may have set just that
             del limits["mem_mb"]

@@ -72,6 +72,10 @@ def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> t
         submitted=environment.timestamp(time.time()),
         submit_host=os.uname().nodename,
     )
+    if job.signal or job.time_factor or job.mem_factor:
+        from spoolq import elbow
+
+        elbow.check(job, found.policy)
     chdir = os.path.join(cwd, job.chdir)
     if ".." not in chdir.split("/"):  # after a symbolic link `..` is somewhere else than it looks
         chdir = os.path.normpath(chdir)
