@@ -35,6 +35,7 @@ class Job(NamedTuple):
         retries: how often a failure is tried again.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -56,6 +57,7 @@ class Job(NamedTuple):
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     held: str = ""
     export: str = "all"
     user: str = ""
@@ -72,7 +74,7 @@ class Job(NamedTuple):
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
             held=self.held,
-            more=bool(self.nodelist or self.exclude),
+            more=bool(self.nodelist or self.exclude or self.constraint),
             label=label_of(self.name),
         )
 
