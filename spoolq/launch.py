@@ -151,13 +151,11 @@ class Launcher:
 
     def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
-        job, wants = ready.job, entry.wants
+        job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
         program = self._program(argv[0], job.chdir, ready.search)
-        said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
-        enforce = MEM in wants and (said or policy.enforce_default_mem)
         return {
             "op": "start",
             "id": entry.id,
@@ -169,12 +167,11 @@ class Launcher:
             "umask": job.umask,
             "chdir": job.chdir,
             "remote": self.remote_spool or self._is_remote(job.chdir),
-            "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
             "grace_s": policy.grace_s,
-            "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
+            **limits(entry, job, policy),
         }
 
     def _is_remote(self, path: str) -> bool:
@@ -199,6 +196,17 @@ class Launcher:
             self._programs.clear()
         self._programs[key] = (now, found)
         return found
+
+
+def limits(entry: Entry, job: Job, policy: Policy) -> dict[str, Any]:
+    """What the runner enforces: `limit_s` in seconds and `mem_mb` in MB, None for no limit."""
+    wants = entry.wants
+    said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
+    enforce = MEM in wants and (said or policy.enforce_default_mem)
+    return {
+        "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
+        "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
+    }
 
 
 def base_environment() -> dict[str, str]:

@@ -9,7 +9,8 @@ From the daemon (JSON with `op`; framing in `channel`):
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:
-    known {pid, watcher, family, version, jobs: [{id, attempt, gen, state, pid, started, scratch, ended}]}
+    known {pid, watcher, family, version,
+           jobs: [{id, attempt, gen, state, stage, limit_s, mem_mb, pid, started, scratch, ended}]}
     started {id, attempt, gen, pid, born, since, at}  ended {id, attempt, gen, ended}
     refused {id, attempt, gen, why}     it certainly did not start and is forgotten
     usage {cpu_s, jobs: {"id.attempt": {rss_mb, cpu_s}}}  busy {jobs}
@@ -143,6 +144,8 @@ def _known(run: Run) -> dict[str, Any]:
         "gen": run.gen,
         "state": state,
         "stage": run.stage.value,
+        "limit_s": run.limit_s,
+        "mem_mb": run.mem_mb,
         "pid": run.pid or None,
         "started": run.started or None,
         "scratch": run.scratch,

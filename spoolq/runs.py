@@ -167,6 +167,17 @@ def happen(run: Run, event: Event, now: float, detail: str = "", grace_s: float 
     return act
 
 
+def unfinished(run: Run) -> Act | None:
+    """
+    What a runner that was killed may have left half done to the tree, by what it wrote down before it began.
+
+    Each is harmless when repeated: a tree that is stopped, continued or told to end for a second time.
+    """
+    if run.stage is Stage.RUNNING:
+        return Act.CONT if run.paused_s else None
+    return {Stage.PAUSED: Act.STOP, Stage.ENDING: Act.TERM, Stage.KILLING: Act.KILL}.get(run.stage)
+
+
 def due_at(run: Run) -> float | None:
     """When the next event by time is due, or None."""
     if run.stage is Stage.RUNNING and run.limit_s is not None:

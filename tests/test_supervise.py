@@ -377,6 +377,32 @@ def test_limits_and_orders_reach_adopted_jobs(node):
     assert ("timeout", 9) == (node.ended(1)["reason"], node.ended(1)["signal"])
 
 
+@pytest.mark.parametrize("order", ["stop", "cont", "term"])
+def test_what_a_runner_wrote_down_and_did_not_live_to_do_is_done_by_the_next(order):
+    # crash rig: of a tree that was to be resumed one process had its signal, and the other stood still for ever
+    node = Node(hook=f"before-{order}:1")
+    try:
+        node.start(1, ["sleep", "600"], grace_s=600.0)
+        pid, runner = node.pid(1), node.known["pid"]
+        wait_until(lambda: process.read_stat(pid).comm == "sleep")
+        if order == "term":
+            node.say("kill", 1, reason="cancelled")
+        else:
+            node.say("suspend", 1)
+        if order == "cont":
+            wait_until(lambda: process.read_stat(pid).state == "T")
+            node.say("resume", 1)
+        node.until_new(runner)
+        if order == "term":
+            assert ("cancelled", 15) == (node.ended(1)["reason"], node.ended(1)["signal"])
+        else:
+            state, stage = {"stop": ("T", "paused"), "cont": ("S", "running")}[order]
+            wait_until(lambda: process.read_stat(pid).state == state)
+            assert stage == node.job(1)["stage"]
+    finally:
+        node.close()
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0), (1, 1)])
 def test_two_kills_in_the_life_of_a_job_cost_nothing(node, order):
     """0 is the runner, 1 the watcher above it, 2 the one above that; jobs start before, between and after."""
