@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from spoolq.constraint import Labels, check_labels
 from spoolq.entry import RERUNS
 from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.options import did_you_mean
@@ -158,6 +159,7 @@ SETTINGS = (
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "labels", check_labels, None, "what jobs may ask for by --constraint"),
 )
 
 
@@ -208,6 +210,7 @@ class Settings(NamedTuple):
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
 
 

@@ -15,12 +15,14 @@ import random
 import select
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 from spoolq import __version__, claim, control, deliver, elbow, host, recover, rerun, resources, schedule, service, ship
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
@@ -56,6 +58,7 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        labels: Labels = MappingProxyType({}),
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -65,9 +68,11 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            labels: of the machine and the site.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.labels = labels_of(node, self.capacity, labels)
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -375,6 +380,7 @@ class Daemon:
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
+            "labels": self.labels,
         }
         self.presence.publish(state, changing)
 

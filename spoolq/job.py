@@ -37,6 +37,7 @@ class Job(NamedTuple):
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -61,6 +62,7 @@ class Job(NamedTuple):
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     held: str = ""
     export: str = "all"
     user: str = ""
@@ -77,7 +79,7 @@ class Job(NamedTuple):
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
             held=self.held,
-            more=bool(self.nodelist or self.exclude),
+            more=bool(self.nodelist or self.exclude or self.constraint),
             label=label_of(self.name),
         )
 

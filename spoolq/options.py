@@ -76,6 +76,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
+    Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
     Option("chdir", "D", "DIR", v.path("chdir"), "directory to run in", "the current"),
     Option("output", "o", "FILE", v.path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
     Option("error", "e", "FILE", v.path("error"), "where stderr goes", "as stdout"),
@@ -145,6 +146,9 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
         UsageError: a value is wrong, two commands or none, or an entry name that could be too long.
     """
     found = apply(pairs, base)
+    if typed := found.pop("typed", ()):  # `gpu:a100:2`
+        said = [f"({found['constraint']})"] if found.get("constraint") else []
+        found["constraint"] = " and ".join([*said, *typed])
     if command and "command" in found:
         raise UsageError("wrap: stands instead of a command, not beside one")
     job = Job(**{"command": tuple(command), **found, **fields})

@@ -25,11 +25,37 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 
 # Fields of Job by the kind of their values; the key in the file is the name of the option. What has its default is
 # left out. A new field needs its name here, and nothing else in this room.
-_TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "open_mode", "output_mode", "export"]
-_TEXTS += ["signal", "user", "submitted", "submit_host"]
-_NUMBERS = ["priority", "retries", "mem_factor", "time_factor"]
-_FLAGS = ["script"]
-_LISTS = ["command", "nodelist", "exclude", "declared"]
+_TEXTS = [
+    "name",
+    "chdir",
+    "held",
+    "rerun",
+    "output",
+    "error",
+    "constraint",
+    "open_mode",
+    "output_mode",
+    "export",
+    "signal",
+    "user",
+    "submitted",
+    "submit_host",
+]
+_NUMBERS = [
+    "priority",
+    "retries",
+    "mem_factor",
+    "time_factor",
+]
+_FLAGS = [
+    "script",
+]
+_LISTS = [
+    "command",
+    "nodelist",
+    "exclude",
+    "declared",
+]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)
