@@ -36,6 +36,8 @@ class Job(NamedTuple):
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
+        depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -57,6 +59,8 @@ class Job(NamedTuple):
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     held: str = ""
+    depend: tuple[str, ...] = ()
+    kill_on_invalid_dep: str = "yes"
     export: str = "all"
     user: str = ""
     submitted: str = ""
@@ -71,8 +75,8 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
-            more=bool(self.nodelist or self.exclude),
+            held=self.held or ("HD" if self.depend else ""),
+            more=bool(self.nodelist or self.exclude or self.depend),
             label=label_of(self.name),
         )
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spoolq import depend as dependency
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
 from spoolq.nodelist import node_names
@@ -108,6 +109,10 @@ def nodes(field: str) -> Callable[[str], Fields]:
         return {field: patterns}
 
     return parse
+
+
+def depend(text: str) -> Fields:
+    return {"depend": tuple(map(str, dependency.parse(text)))}
 
 
 def wrap(text: str) -> Fields:

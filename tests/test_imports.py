@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "depend",
         "entry",
         "environment",
         "errors",
@@ -57,6 +58,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "parents",
         "peers",
         "presence",
         "recover",
