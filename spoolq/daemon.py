@@ -24,6 +24,7 @@ from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -88,7 +89,7 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers, self.placement = Peers(self), Placement(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -152,6 +153,7 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -168,6 +170,7 @@ class Daemon:
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        self.part("held", self.dependents.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -233,7 +236,7 @@ class Daemon:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:
@@ -253,7 +256,8 @@ class Daemon:
         if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up()
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -352,6 +356,7 @@ class Daemon:
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 

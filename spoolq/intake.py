@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, script, stored
+from spoolq import environment, fsops, home, jobfile, options, parents, script, stored
 from spoolq.errors import JobFileError, SpoolqError, UsageError
 from spoolq.fsops import Answer
 from spoolq.job import Job
@@ -260,6 +260,8 @@ class Intake:
             submit_host=self.node,
             export="none",
         )
+        if job.depend:
+            job = job._replace(depend=parents.resolve(self.spool, job.depend))
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

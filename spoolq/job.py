@@ -39,6 +39,8 @@ class Job(NamedTuple):
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
+        depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -64,6 +66,8 @@ class Job(NamedTuple):
     exclude: tuple[str, ...] = ()
     constraint: str = ""
     held: str = ""
+    depend: tuple[str, ...] = ()
+    kill_on_invalid_dep: str = "yes"
     export: str = "all"
     user: str = ""
     submitted: str = ""
@@ -78,8 +82,8 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
-            more=bool(self.nodelist or self.exclude or self.constraint),
+            held=self.held or ("HD" if self.depend else ""),
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend),
             label=label_of(self.name),
         )
 

@@ -12,14 +12,19 @@ import contextlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from spoolq import constraint, roster, schedule
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
 from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
+
+if TYPE_CHECKING:
+    from spoolq.parents import Parents
 
 MOST_FILES = 100
 _GONE = ("stopped", "dead", "silent", "new")
@@ -78,6 +83,7 @@ class Outlook:
         self.views = views(nodes, live)
         self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
         self._files = 0
+        self._parents: Parents | None = None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -99,6 +105,8 @@ class Outlook:
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
+        if entry.held == "HD" and (found := self.waits_for(entry.id)):
+            return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
         key = (tuple(entry.wants.items()), entry.held)
@@ -119,6 +127,16 @@ class Outlook:
         if not reasons:
             return Reason("NoNodeAlive", no_node(self.nodes))
         return overall(reasons)
+
+    def waits_for(self, job_id: int) -> Reason | None:
+        """Which parent a job waits for and where that is; None if its file cannot be read."""
+        from spoolq import deliver, parents
+
+        with contextlib.suppress(OSError, SpoolqError):
+            if job := deliver.read_job(self.spool, job_id):
+                self._parents = self._parents or parents.Parents(self.spool)
+                return parents.reason(self._parents, job)
+        return None
 
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""

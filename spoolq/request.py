@@ -76,6 +76,10 @@ def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> t
         from spoolq import elbow
 
         elbow.check(job, found.policy)
+    if job.depend:
+        from spoolq import parents
+
+        job = job._replace(depend=parents.resolve(found.spool, job.depend))
     chdir = os.path.join(cwd, job.chdir)
     if ".." not in chdir.split("/"):  # after a symbolic link `..` is somewhere else than it looks
         chdir = os.path.normpath(chdir)

@@ -40,6 +40,7 @@ _TEXTS = [
     "user",
     "submitted",
     "submit_host",
+    "kill_on_invalid_dep",
 ]
 _NUMBERS = [
     "priority",
@@ -55,6 +56,7 @@ _LISTS = [
     "nodelist",
     "exclude",
     "declared",
+    "depend",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
@@ -62,7 +64,7 @@ _KEYS = {
 }
 _FIELDS = {key: field for field, key in _KEYS.items()}
 _CHOICES = {"open_mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
-_CHOICES |= {"output_mode": ("spool", "local")}
+_CHOICES |= {"output_mode": ("spool", "local"), "kill_on_invalid_dep": ("yes", "no")}
 _FIRST = ("command", "name", "chdir")  # said always, and before the rest
 _DEFAULTS = Job._field_defaults
 

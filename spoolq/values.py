@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from spoolq import depend as dependency
 from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
@@ -168,6 +169,10 @@ def nodes(field: str) -> Callable[[str], Fields]:
         return {field: patterns}
 
     return parse
+
+
+def depend(text: str) -> Fields:
+    return {"depend": tuple(map(str, dependency.parse(text)))}
 
 
 def wrap(text: str) -> Fields:

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 PURE = frozenset(
     [
         "constraint",
+        "depend",
         "entry",
         "elbow",
         "environment",
@@ -59,6 +60,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "parents",
         "peers",
         "placement",
         "presence",

@@ -65,6 +65,7 @@ JOBS = st.builds(
     error=st.none() | TEXTS,
     open_mode=st.sampled_from(["append", "truncate"]),
     output_mode=st.sampled_from(["spool", "local"]),
+    kill_on_invalid_dep=st.sampled_from(["yes", "no"]),
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
     held=st.sampled_from(["", "HU", "HD"]),
