@@ -18,7 +18,22 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, elbow, host, recover, rerun, resources, schedule, service, ship
+from spoolq import (
+    __version__,
+    claim,
+    control,
+    deliver,
+    elbow,
+    host,
+    plugin,
+    profile,
+    recover,
+    rerun,
+    resources,
+    schedule,
+    service,
+    ship,
+)
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -101,6 +116,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop

@@ -111,6 +111,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
         "submit_host": job.submit_host or None,
@@ -138,6 +139,7 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     else:
         pairs.append(("job file", "cannot be read any more"))
     pairs.append(("request", _request(placed)))
+    pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))

@@ -57,6 +57,7 @@ _LISTS = [
     "exclude",
     "declared",
     "depend",
+    "policy",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")

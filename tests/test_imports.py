@@ -34,6 +34,7 @@ PURE = frozenset(
         "reserve",
         "resources",
         "result",
+        "rules",
         "runs",
         "schedule",
         "script",

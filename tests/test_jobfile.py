@@ -68,6 +68,7 @@ JOBS = st.builds(
     kill_on_invalid_dep=st.sampled_from(["yes", "no"]),
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
+    policy=st.lists(TEXTS, max_size=3).map(tuple),
     held=st.sampled_from(["", "HU", "HD"]),
     export=st.sampled_from(["all", "none", "A,B", "all,A"]),
     user=TEXTS,
