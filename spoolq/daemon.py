@@ -13,23 +13,24 @@ import logging
 import os
 import random
 import select
-import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import claim, control, deliver, host, plugin, profile, recover, rerun, resources, schedule, service, ship
+from spoolq import admission, claim, control, deliver, host, recover, rerun, resources, service, ship
 from spoolq.around import Around
 from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
 from spoolq.config import Policy, Settings
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
 from spoolq.errors import TryAgain
-from spoolq.intake import Intake
-from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.peers import Peers
+from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -57,6 +58,7 @@ class Daemon:
         wake: Wake,
         groups: str | None = None,
         settings: Settings | None = None,
+        labels: Labels = MappingProxyType({}),
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -67,9 +69,11 @@ class Daemon:
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
             settings: what site and user say of this node, or None.
+            labels: of the machine and the site.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.labels = labels_of(node, self.capacity, labels)
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -86,21 +90,12 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers = Peers(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
         self.looked = False  # since the last work, the queue had nothing that could start here
-        self.intake = Intake(
-            spool,
-            node,
-            settle_s=policy.settle_s,
-            any_owner=policy.drop_any_owner,
-            base=policy.job_fields(),
-            check=self.refusal,
-            submitted=self.around.submitted,
-            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
-        )
+        self.intake = admission.intake(self)
 
     # --- the loop
 
@@ -155,6 +150,7 @@ class Daemon:
             self._due.update(queue=0.0, control=0.0, drop=0.0)
         if self.around.busy or self.around.drain:
             self.part("steps", self.around.step, self)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -165,12 +161,13 @@ class Daemon:
         if self.due("followed", now, 1.0):
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
-            self.part("drop", self.admit, now)
+            self.part("drop", admission.admit, self, now)
         if self.due("measure", now, MEASURE_S):
             self.measure()
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        self.part("held", self.dependents.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -179,6 +176,10 @@ class Daemon:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -198,12 +199,6 @@ class Daemon:
         """Say it, and do not hurry."""
         log.warning("spool %s error=%s file=%s", what, error, getattr(error, "filename", None) or "-")
         self.troubled = True
-
-    def admit(self, now: float) -> None:
-        """Make jobs of what was dropped."""
-        if self.intake.step(time.monotonic()):
-            self.last_work, self.looked, self.candidates = now, False, []
-            self._due["queue"] = 0.0
 
     def beat(self) -> None:
         """Beat, if this still is the spool that we serve, and renew the right to start jobs."""
@@ -232,9 +227,11 @@ class Daemon:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.others and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -250,7 +247,8 @@ class Daemon:
         if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up()
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -346,6 +344,7 @@ class Daemon:
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
                 self.around.through(item)
+                self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
@@ -373,9 +372,7 @@ class Daemon:
             "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
+            "labels": self.labels,
         }
         self.presence.publish(state, changing)
-
-    def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
-        return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

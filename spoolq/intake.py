@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, script, stored
+from spoolq import environment, fsops, home, jobfile, options, parents, script, stored
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError, Misconfigured, SpoolqError, UsageError
 from spoolq.fsops import Answer
@@ -283,6 +283,8 @@ class Intake:
             job = self._rule(pairs, make, words, script, name) if ruled else make(pairs)
         except UsageError as error:
             raise JobFileError(str(error), file=name) from None
+        if job.depend:
+            job = job._replace(depend=parents.resolve(self.spool, job.depend))
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

@@ -105,6 +105,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "umask": f"{job.umask:04o}",
         "nodelist": list(job.nodelist),
         "exclude": list(job.exclude),
+        "depend": list(job.depend),
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
@@ -142,6 +143,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if job and job["depend"]:
+        pairs.append(("depends on", " ".join(job["depend"])))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""
     pairs += [("attempt", str(entry.attempt)), ("node", f"{facts['node'] or '-'}{ran}")]
     for stream, path in facts["outputs"].items():

@@ -101,6 +101,7 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
+    _look_at_parents(spool, [placed], asked.job)
     return placed
 
 
@@ -144,6 +145,17 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
     except OSError as error:
         ids = ranges([at.entry.id for at in placed])
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
+
+
+def _look_at_parents(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
+    if job.depend:
+        from spoolq import parents, steer
+
+        try:
+            for note in parents.after_commit(spool, placed, job, steer.writer()):
+                request.warn(note)
+        except OSError as error:  # it is submitted all the same, and nodes look again
+            request.warn(f"its parents could not be looked at: {error.strerror}")
 
 
 def _announce(ids: Sequence[int], parsed: Parsed) -> None:
@@ -344,14 +356,15 @@ def submit_many(
         if isinstance(packed, bytes):
             packed = f"{home.path_of(root, job_id)}/env"
         if len(batch) == BATCH:
-            yield _through(spool, batch)
+            yield _through(spool, batch, job)
             batch = []
     if batch:
-        yield _through(spool, batch)
+        yield _through(spool, batch, job)
     if failed is not None:
         raise failed
 
 
-def _through(spool: Spool, batch: Sequence[Placed]) -> list[int]:
+def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
+    _look_at_parents(spool, batch, job)
     return [placed.entry.id for placed in batch]

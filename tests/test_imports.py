@@ -16,7 +16,10 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "constraint",
+        "depend",
         "entry",
+        "elbow",
         "environment",
         "errors",
         "history",
@@ -58,7 +61,9 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "parents",
         "peers",
+        "placement",
         "presence",
         "recover",
         "rerun",
