@@ -181,27 +181,28 @@ def step(words: Sequence[str], env: Mapping[str, str], limit_s: float) -> tuple[
     until, said, handle = time.monotonic() + limit_s, b"", os.pidfd_open(pid)
     try:
         while (left := until - time.monotonic()) > 0:
-            watched = [handle, reading] if len(said) < MOST_SAID else [handle]
-            ready = select.select(watched, [], [], left)[0]
-            said += _drain(reading, MOST_SAID - len(said)) if reading in ready else b""
-            if handle in ready:
-                said += _drain(reading, MOST_SAID - len(said))
-                status = os.waitpid(pid, 0)[1]
-                return os.waitstatus_to_exitcode(status), said
-            if reading in ready and not said[-1:]:
-                time.sleep(0.01)  # it closed its output and goes on
+            ready = select.select([handle, reading] if reading >= 0 else [handle], [], [], left)[0]
+            if reading in ready:
+                part = _drain(reading)
+                said += part[: max(0, MOST_SAID - len(said))]  # what is too much is read all the same
+                if not part:  # it closed its output and goes on
+                    os.close(reading)
+                    reading = -1
+            elif handle in ready:
+                return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return TIMED_OUT, said
     finally:
         os.close(handle)
-        os.close(reading)
+        if reading >= 0:
+            os.close(reading)
 
 
-def _drain(fd: int, most: int) -> bytes:
+def _drain(fd: int) -> bytes:
     try:
-        return os.read(fd, most) if most > 0 else b""
+        return os.read(fd, 1 << 16)
     except BlockingIOError:
         return b""
 
