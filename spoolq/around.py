@@ -59,7 +59,7 @@ class Around:
 
     # --- before
 
-    def wrap(self, entry: "Entry", message: dict[str, Any]) -> None:
+    def wrap(self, entry: "Entry", job: "Job", message: dict[str, Any]) -> None:
         """
         Change a start message where this node or the job has something around the command.
 
@@ -70,7 +70,7 @@ class Around:
         if settings.wrapper:
             message["argv"] = [*settings.wrapper, *message["argv"]]
             message["program"] = self._wrapper
-        if not (settings.prolog or settings.epilog):
+        if not (settings.prolog or settings.epilog or job.targets):
             return
         key = (entry.id, entry.attempt)
         self.forget(key)
@@ -83,6 +83,10 @@ class Around:
             "epilog": settings.epilog,
             "prolog_s": settings.prolog_s,
             "epilog_s": settings.epilog_s,
+            "inputs": job.inputs,
+            "targets": job.targets,
+            # a later attempt finds what an earlier one may have left half made
+            "if_stale": job.if_stale and entry.attempt == 1,
         }
         os.makedirs(self.path(key), mode=0o700)
         self.keys.add(key)
@@ -101,7 +105,8 @@ class Around:
             return key in self._finishing
         if self._said(key).get("phase") in (None, "over"):
             return False
-        words = [*command(self.path(key)), "finish"]
+        # of a job that may run elsewhere by now, what is left concerns this node alone
+        words = [*command(self.path(key)), "finish", *(["here"] if ended.get("reason") == "lost" else [])]
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             actions = [(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]

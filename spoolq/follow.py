@@ -78,6 +78,9 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("run: --each-line is for `spoolq sub`")
     found = where.find(parsed.flags.get("spool", ""), make=True)
     asked = request.ask(parsed, found, request.current_directory())
+    if request.up_to_date(asked.job, request.current_directory()):
+        submit.say_fresh(", ".join(asked.job.targets))
+        return 0
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, parents, script, stored
+from spoolq import environment, fsops, home, jobfile, options, parents, script, stale, stored
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError, Misconfigured, SpoolqError, UsageError
 from spoolq.fsops import Answer
@@ -276,7 +276,7 @@ class Intake:
         base |= {"chdir": directory, "submit_host": self.node}
 
         def make(pairs: Sequence[Pair]) -> Job:
-            job = options.to_job(pairs, words, base, script=script is not None)
+            job = stale.prepared(options.to_job(pairs, words, base, script=script is not None))
             return job._replace(chdir=os.path.join(directory, job.chdir), export="none")
 
         try:

@@ -41,6 +41,7 @@ class Job(NamedTuple):
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
         policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -70,6 +71,9 @@ class Job(NamedTuple):
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
     export: str = "all"
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    if_stale: bool = False
     policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""

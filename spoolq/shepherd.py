@@ -1,5 +1,5 @@
 """
-The program around a job's command on its node: prolog, staging, command, epilog. Only for jobs or nodes that have such.
+The program around a job's command on its node: prolog, command, epilog. Only for jobs or nodes that have such.
 
 It is the job's first process, so it is limited, suspended and killed with the job, and the runner need not know
 it. What it does is in a directory on the node's own disk, `<state>/steps/<id>.<attempt>/`: `plan`, written by
@@ -21,6 +21,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
+
+from spoolq import stale
 
 JOBS_FAULT = 100  # the exit code of a prolog that blames the job and not the node (SGE's sge_conf(5) has the same)
 MOST_SAID = 1 << 20  # bytes that a prolog may print
@@ -55,6 +57,7 @@ class Shepherd:
             self.plan: dict[str, Any] = json.load(file)
         self.env = dict(line.partition("=")[::2] for line in self.plan["env"])
         self.asked = 0  # a signal that asks to end
+        self.before: list[stale.Seen | None] | None = None  # outputs before the command began
 
     def said(self) -> dict[str, Any]:
         """How far it came."""
@@ -76,6 +79,12 @@ class Shepherd:
         for number in signal.valid_signals() - _LEFT_ALONE:
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, self._heed)
+        plan = self.plan
+        if plan["if_stale"] and stale.up_to_date(".", plan["inputs"], plan["targets"]):
+            fresh = Outcome(0, detail=f"up to date, not run: {', '.join(plan['targets'])}")
+            sys.stderr.write(f"spoolq: {fresh.detail}\n")
+            self.say("over", **fresh._asdict())
+            return fresh
         self.say("begin")
         try:
             outcome = self._begin() or self._command()
@@ -114,7 +123,8 @@ class Shepherd:
         sys.stderr.flush()
 
     def _command(self) -> Outcome:
-        self.say("run")
+        self.before = stale.look(".", self.plan["targets"])
+        self.say("run", before=self.before)
         if self.asked:
             raise StoppedError
         argv, program = self.plan["argv"], self.plan["program"]
@@ -127,6 +137,9 @@ class Shepherd:
 
     def _end(self, outcome: Outcome) -> Outcome:
         """What comes after the command, however it ended."""
+        if self.before is not None and (outcome.code or outcome.signal):
+            for fault in stale.set_aside(".", self.plan["targets"], self.before):
+                sys.stderr.write(f"spoolq: not renamed to *{stale.FAILED}: {fault}\n")
         faults = []
         if words := self.plan["epilog"]:
             self.say("epilog", **outcome._asdict())
@@ -139,8 +152,13 @@ class Shepherd:
 
     # --- after a kill
 
-    def finish(self) -> None:
-        """What a killed shepherd left to do."""
+    def finish(self, *, here: bool) -> None:
+        """
+        What a killed shepherd left to do.
+
+        Args:
+            here: only what concerns this node, since the job may run elsewhere.
+        """
         said = self.said()
         if said.get("phase") in (None, "over"):
             return
@@ -152,6 +170,8 @@ class Shepherd:
         outcome = Outcome(code, number, str(said.get("reason") or ""), detail)
         if said["phase"] != "epilog":
             outcome = Outcome(1, signal.SIGKILL)
+        if said["phase"] == "run" and not here:
+            self.before = [seen and stale.Seen(*seen) for seen in said["before"]]
         self._end(outcome)
 
 
@@ -254,8 +274,8 @@ def leave(outcome: Outcome) -> NoReturn:
 def main() -> None:
     """`shepherd DIRECTORY [finish]`."""
     shepherd = Shepherd(sys.argv[1])
-    if sys.argv[2:] == ["finish"]:
-        shepherd.finish()
+    if sys.argv[2:3] == ["finish"]:
+        shepherd.finish(here=sys.argv[3:] == ["here"])
         return
     with contextlib.suppress(OSError):
         if shepherd.said().get("phase") == "over":  # never twice

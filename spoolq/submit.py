@@ -65,6 +65,9 @@ def sub(argv: Sequence[str]) -> int:
         asked = request.ask(parsed, found, cwd)
         if check:
             return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
+        if request.up_to_date(asked.job, cwd):
+            say_fresh(", ".join(asked.job.targets))
+            return 0
         ids = [submit(found, asked).entry.id]
         _announce(ids, parsed)
         tell(found, ids, asked.job)
@@ -103,6 +106,11 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     _make_durable(spool, [placed])
     _look_at_parents(spool, [placed], asked.job)
     return placed
+
+
+def say_fresh(what: str) -> None:
+    """Nothing was submitted, and that is as it should be."""
+    sys.stderr.write(f"spoolq: up to date, nothing submitted: {what}\n")
 
 
 def tell(found: where.Found, ids: Sequence[int], job: Job) -> None:
@@ -221,7 +229,7 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     options.to_job(pairs, commands[0], {"name": max(set(names), key=len)})  # refused if its entry could not be named
     runs = _ruled(pairs, job, commands, names, found, cwd)
     if only_check:
-        if _show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
+        if runs and _show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
             raise RequestError("no known node could ever run any of these")
         return []
     for some in runs:
@@ -248,7 +256,8 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     finally:
         if quiet and ids:
             _announce(ids, parsed)
-    tell(found, ids, job)
+    if ids:
+        tell(found, ids, job)
     return ids
 
 
@@ -265,20 +274,27 @@ def _ruled(
 ) -> list[_Alike]:
     """All lines as rules and profiles want them, in order."""
     book = request.rulebook(found)
-    if book is None:
+    if book is None and not job.if_stale:
         return [_Alike(job, commands, names)]
     runs: list[_Alike] = []
+    fresh = 0
     notes: dict[str, int] = {}
     for command, name in zip(commands, names, strict=True):
         one = request.job_of(pairs, Source(command, None, name), found, cwd, book)
+        if request.up_to_date(one, cwd):
+            fresh += 1
+            continue
         for note in one.policy:
             notes[note] = notes.get(note, 0) + 1
         like = one._replace(command=(), name=job.name, chdir=request.absolute(one.chdir, cwd), submitted=job.submitted)
         if not runs or like != runs[-1].job:
             runs.append(_Alike(like, [], []))
-        runs[-1].commands.append(command)
+        runs[-1].commands.append(one.command)
         runs[-1].names.append(name)
-    book.close()
+    if book:
+        book.close()
+    if fresh:
+        say_fresh(f"{fresh} of {len(commands)} lines")
     profile.say([f"{note}: {n} of {len(commands)} jobs" for note, n in notes.items()], sys.stderr.write)
     return runs
 
