@@ -116,6 +116,14 @@ def _words(value: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
+def _path_map(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or any(not isinstance(to, str) or to[:1] != "/" for to in value.values()):
+        raise UsageError('must be a table of absolute paths (example: { "/home" = "/nfs/home" })')
+    if any(old[:1] != "/" for old in value):
+        raise UsageError(f"{next(old for old in value if old[:1] != '/')[:60]!r} is no absolute path")
+    return dict(value)
+
+
 def _node_name(value: Any) -> str:
     if not isinstance(value, str) or not NODE_NAME.fullmatch(value):
         raise UsageError(f"{value!r:.60} is no name for a node (letters, digits, . _ -)")
@@ -173,6 +181,8 @@ SETTINGS = (
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "scratch", _path, None, "where jobs that stage have their files; default $TMPDIR"),
+    Key("node", "path_map", _path_map, None, "paths that are called otherwise on this node"),
     Key("node", "wrapper", _words, None, "put before the words of every command"),
     Key("node", "prolog", _words, None, "run before each command, as the job"),
     Key("node", "epilog", _words, None, "run after each command"),
@@ -237,6 +247,8 @@ class Settings(NamedTuple):
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    scratch: str = ""
+    path_map: Mapping[str, str] = MappingProxyType({})
     wrapper: tuple[str, ...] = ()
     prolog: tuple[str, ...] = ()
     epilog: tuple[str, ...] = ()

@@ -78,9 +78,10 @@ class Daemon:
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
+        settings = settings or Settings()
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, path_map=settings.path_map)
         self.scratch, self.meter = Scratch(state_dir), host.Meter()
-        self.around = Around(spool.root, node, state_dir, settings or Settings())
+        self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []

@@ -53,6 +53,8 @@ _FLAGS = [
     "script",
 ]
 _LISTS = [
+    "stage_in",
+    "stage_out",
     "inputs",
     "targets",
     "command",
