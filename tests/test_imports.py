@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "agenda",
         "constraint",
         "depend",
         "entry",
