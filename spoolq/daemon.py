@@ -108,7 +108,7 @@ class Daemon(Agenda):
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
-        self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
+        self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
         self.intake = Intake(
             spool,
@@ -174,7 +174,7 @@ class Daemon(Agenda):
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
-            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._retry_s = min(max(self._retry_s * 2, RETRY_S[0]), RETRY_S[1])
         if self.due("control", now, 1.0):
             self.part("drain", self.presence.heed)
             self.part("control", control.obey, self)
@@ -189,7 +189,9 @@ class Daemon(Agenda):
         self.part("retries", rerun.release_due, self, now)
         self.part("held", self.dependents.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
-            self.part("beat", self.beat)
+            beats, self._beats = self._beats, self.part("beat", self.beat)
+            if self._beats and not beats:  # the spool is back: results need not wait any longer
+                self._retry_s = self._due["deliver"] = 0.0
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
@@ -346,7 +348,8 @@ class Daemon(Agenda):
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
-            deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
+            again, lost = (lambda item: rerun.requeue_ended(self, item)), (lambda: recover.note_lost(self))
+            deliver.deliver(self.spool, self.node, ready, again, lost)
             if failed:
                 raise failed
             self._retry_s = RETRY_S[0]
