@@ -22,6 +22,7 @@ from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
+from spoolq.due import Due
 from spoolq.errors import TryAgain
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -31,6 +32,7 @@ from spoolq.local import Scratch
 from spoolq.peers import Peers
 from spoolq.placement import Placement
 from spoolq.presence import Presence
+from spoolq.queue import Queue
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
@@ -83,7 +85,7 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers, self.placement = Peers(self), Placement(self)
+        self.peers, self.placement, self.queue, self.begins = Peers(self), Placement(self), Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -163,6 +165,8 @@ class Daemon:
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        if now >= self.begins.next():
+            self.part("begins", self.begins.look, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -228,7 +232,7 @@ class Daemon:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, self.begins.next(), *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:

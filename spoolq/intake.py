@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, script, stored
+from spoolq import begin, environment, fsops, home, jobfile, options, script, stored
 from spoolq.errors import JobFileError, SpoolqError, UsageError
 from spoolq.fsops import Answer
 from spoolq.job import Job
@@ -257,6 +257,7 @@ class Intake:
             chdir=os.path.join(directory, job.chdir) if job.chdir != "/" else directory,
             name=job.name or name.rpartition(".")[0] or name,
             submitted=stamp,
+            begin=begin.resolved(job.begin, time.time()) if job.begin else "",
             submit_host=self.node,
             export="none",
         )

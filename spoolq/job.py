@@ -35,6 +35,8 @@ class Job(NamedTuple):
         retries: how often a failure is tried again.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        begin: not before this, as `begin.resolved` makes it, or empty.
         held: a key of `entry.HELD`, or empty.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -56,6 +58,8 @@ class Job(NamedTuple):
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    begin: str = ""
+    ages: bool = False
     held: str = ""
     export: str = "all"
     user: str = ""
@@ -64,6 +68,12 @@ class Job(NamedTuple):
 
     def entry(self, job_id: int) -> Entry:
         """The entry of this job before its first rename."""
+        other: tuple[str, ...] = ()
+        if self.begin or (self.ages and self.submitted):  # few have them
+            from spoolq import begin
+
+            other = begin.fact(begin.moment(self.begin, 0)) if self.begin else ()
+            other += begin.since(begin.moment(self.submitted, 0)) if self.ages and self.submitted else ()
         return Entry(
             rank=rank_of(self.priority),
             id=job_id,
@@ -71,8 +81,9 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
+            held=self.held or ("HB" if self.begin else ""),
             more=bool(self.nodelist or self.exclude),
+            other=other,
             label=label_of(self.name),
         )
 

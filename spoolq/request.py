@@ -79,6 +79,10 @@ def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> t
         raise UsageError(f"chdir: {chdir}: is no directory")
     if not os.path.isdir(chdir):
         warn(f"{chdir}: no such directory here; the job waits for a node that has it")
+    if job.begin:
+        from spoolq import begin
+
+        job = job._replace(begin=begin.resolved(job.begin, time.time()))
     env = environment.exported(os.environ, job.export)
     env[environment.SUBMIT_DIR] = cwd
     return job._replace(chdir=chdir), env

@@ -24,7 +24,7 @@ from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
 TRIES = 8  # renames lost to somebody else before giving up; each means that the job has moved on
-_RELEASABLE = ("HU", "HA", "HR", "")
+_RELEASABLE = ("HU", "HA", "HB", "HR", "")
 
 
 class Outcome(NamedTuple):
@@ -289,7 +289,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
-        if entry.held != "HR":
+        if entry.held not in ("HR", "HB"):
             return nothing(placed, f"is held already ({HELD.get(entry.held, 'held')})")
         answer, target = spool.edit(placed, held="HU")
     else:
@@ -312,6 +312,14 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
         return nothing(placed, f"is not held ({placed.state.name})")
     if entry.held not in _RELEASABLE:
         return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}", failed=True)
+    from spoolq import begin
+
+    when = begin.begins(entry)
+    if entry.held != "HB" and when is not None and when > time.time():  # its user's word ends, its time has not come
+        answer, target = spool.edit(placed, held="HB")
+        if settled(spool, answer, placed, target) is Answer.LOST:
+            return None
+        return Outcome(entry.id, "released", f"job {entry.id}: released, begins {begin.words(when, time.time())}")
     answer, target = spool.release(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None

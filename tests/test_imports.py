@@ -16,9 +16,11 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "begin",
         "entry",
         "environment",
         "errors",
+        "fair",
         "history",
         "job",
         "jobfile",
@@ -54,12 +56,14 @@ TOUCH_THE_SPOOL = frozenset(
         "claim",
         "deliver",
         "doctor",
+        "due",
         "home",
         "intake",
         "launch",
         "peers",
         "placement",
         "presence",
+        "queue",
         "recover",
         "rerun",
         "ship",
