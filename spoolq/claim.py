@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import logging
+import random
 import time
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
+from spoolq.queue import SCAN_LIMIT
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
 from spoolq.spool import Placed
 
@@ -37,7 +39,6 @@ NOT_THE_JOBS_FAULT = frozenset(
 log = logging.getLogger("spoolq")
 
 BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
-SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 AHEAD = 8  # jobs whose homes are read before their turn
 WINDOW = 16  # of them considered first: with many alike, what fits is found there
 REASONS = 20  # blocked jobs that get a why file in one pass
@@ -48,12 +49,12 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
-            waiting = look_at_queue(daemon, REASONS)
+            waiting = daemon.queue.look(REASONS)
             explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
-        daemon.candidates = look_at_queue(daemon)
+        daemon.candidates = daemon.queue.look()
         if daemon.candidates:
             daemon.placement.look(now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
@@ -140,20 +141,9 @@ def prepare_ahead(daemon: "Daemon") -> None:
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
     """What of some candidates may start now; `whole`: they are all that are known."""
     node, asked = view(daemon), functools.partial(conditions, daemon)
-    return daemon.placement.admit(candidates, node, asked, whole=whole, reasons=reasons)
-
-
-def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
-    """A fresh listing of the first waiting entries."""
-    found = []
-    ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
-    ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
-    for at in daemon.spool.waiting():
-        if at.entry.id not in ours:
-            found.append(at)
-        if len(found) >= most:
-            break
-    return found
+    allowed, barred = daemon.queue.allowed(candidates)
+    plan = daemon.placement.admit(allowed, node, asked, whole=whole, reasons=reasons)
+    return daemon.queue.trimmed(plan, barred, reasons)
 
 
 def start_one(daemon: "Daemon", at: Placed) -> Answer:
@@ -165,6 +155,10 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if daemon.queue.too_many(claimed.entry):
+            recover.give_back(daemon, claimed)
+            daemon.set_due("queue", host.boottime() + random.uniform(0.5, 1.5) * IDLE_POLL_S)  # noqa: S311  # jitter
+            return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
         launch(daemon, claimed, ready, began)

@@ -71,6 +71,20 @@ def _amount(parse: Callable[[str, str], int], what: str) -> Callable[[Any], int]
     return read
 
 
+def _most(parse: Callable[[str, str], int]) -> Callable[[Any], int | None]:
+    def read(value: Any) -> int | None:
+        if value == "unlimited":
+            return None
+        try:
+            if not isinstance(value, bool) and (found := parse(str(value), "number")) > 0:
+                return found
+        except ValueError:
+            pass
+        raise UsageError(f"{value!r:.60} must be a number of 1 or more, or unlimited")
+
+    return read
+
+
 def _time(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UsageError(f"{kind_of(value)}; must be a number of minutes or a string")
@@ -135,6 +149,10 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
     Key("policy", "placement", _choice("pack", "spread"), "pack", "fill up one node at a time, or the emptiest first"),
+    Key("policy", "fair_share", _bool, True, "users of equal priority take turns, by cpus in use"),
+    Key("policy", "ageing_s", _number(0), 0, "a waiting job gains 1 of priority in so long; 0: never"),
+    Key("policy", "max_running", _most(lambda n, _: int(n)), "unlimited", "jobs of one user at a time, on all nodes"),
+    Key("policy", "max_cpus", _most(parse_amount), "unlimited", "that jobs of one user hold at a time, on all nodes"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, MOST_FACTOR), 1.0, "enforced memory = declared x this"),
     Key("policy", "time_factor", _number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
@@ -185,6 +203,10 @@ class Policy(NamedTuple):
     default_output_mode: str
     enforce_default_mem: bool
     placement: str
+    fair_share: bool
+    ageing_s: float
+    max_running: int | None
+    max_cpus: int | None
     drop_any_owner: bool
     plugins: bool
     mem_factor: float
@@ -207,7 +229,9 @@ class Policy(NamedTuple):
         """Fields of a job that does not say: the base of `options.apply`."""
         wants = {CPUS: self.default_cpus, MEM: self.default_mem}
         said = {"rerun": self.default_rerun, "retries": self.default_retries}
-        return {"wants": wants, "limit_s": self.default_time_s, "output_mode": self.default_output_mode, **said}
+        return {"wants": wants, "limit_s": self.default_time_s, "output_mode": self.default_output_mode, **said} | (
+            {"ages": True} if self.ageing_s else {}
+        )
 
 
 class Settings(NamedTuple):

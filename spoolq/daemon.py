@@ -41,6 +41,7 @@ from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
+from spoolq.due import Due
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -50,6 +51,7 @@ from spoolq.local import Scratch
 from spoolq.peers import Peers
 from spoolq.placement import Placement
 from spoolq.presence import Presence
+from spoolq.queue import Queue
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
@@ -106,6 +108,7 @@ class Daemon(Agenda):
         self.last_work = host.boottime()
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
+        self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
@@ -188,6 +191,8 @@ class Daemon(Agenda):
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
         self.part("held", self.dependents.step, now)
+        if now >= self.begins.next():
+            self.part("begins", self.begins.look, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             beats, self._beats = self._beats, self.part("beat", self.beat)
             if self._beats and not beats:  # the spool is back: results need not wait any longer
@@ -240,7 +245,7 @@ class Daemon(Agenda):
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
+        nearest = min(queue, self.begins.next(), *map(self.due_at, ("control", "drop", "beat", "held")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:

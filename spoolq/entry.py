@@ -38,7 +38,11 @@ _CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 
 
-RESERVED = "R="  # the fact that names the node on which a waiting job has its place kept, see `reserve`
+RESERVED = "R="  # where a place is kept for a waiting job, see `reserve`
+BEGINS = "B="  # when it may begin, see `begin`
+IN_LINE = "Q="  # since when it is in line, see `fair`
+# facts that mean something in one directory only, and go when the entry leaves it
+_PASSING = {"queue": RESERVED, "held": BEGINS}
 
 _NOTHING: Amounts = {}
 
@@ -139,9 +143,17 @@ def fitting(entry: Entry) -> Entry:
     return entry
 
 
+def leaving(entry: Entry, top: str) -> Entry:
+    """The same without what holds in a directory that it leaves."""
+    mark = _PASSING.get(top)
+    if not (mark and entry.other):
+        return entry
+    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(mark)))
+
+
 def released(entry: Entry) -> Entry:
     """The same without a reservation."""
-    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(RESERVED)))
+    return leaving(entry, "queue")
 
 
 def parse_name(name: str) -> Entry | None:

@@ -143,6 +143,7 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
         how = {
             "HU": f"spoolq release {entry.id}",
             "HA": "an operator's spoolq release",
+            "HB": f"that time, or spoolq release {entry.id}",
             "HR": f"time, or spoolq release {entry.id}",
             "HD": f"its parents, or spoolq edit {entry.id} depend=none",
         }
@@ -154,6 +155,9 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
     else:
         lines.append("  It is the first in the queue.")
     lines.append(f"  It needs {resources.show(entry.wants)}.")
+    lines += [
+        f"  {line}" for line in (scene.outlook.precedence.place(entry), scene.outlook.precedence.turns(entry)) if line
+    ]
     terms = outlook.conditions_of(scene.spool, entry.id) if entry.more else ANYWHERE
     if impossible := scene.outlook.impossible(entry.wants, terms or ANYWHERE):
         lines.append(f"  No node ever seen here could run it: {impossible}")

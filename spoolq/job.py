@@ -38,6 +38,8 @@ class Job(NamedTuple):
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         constraint: what the labels of its node must satisfy (see `constraint`), or empty.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        begin: not before this, as `begin.resolved` makes it, or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
@@ -66,6 +68,8 @@ class Job(NamedTuple):
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     constraint: str = ""
+    begin: str = ""
+    ages: bool = False
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
@@ -77,6 +81,12 @@ class Job(NamedTuple):
 
     def entry(self, job_id: int) -> Entry:
         """The entry of this job before its first rename."""
+        other: tuple[str, ...] = ()
+        if self.begin or (self.ages and self.submitted):  # few have them
+            from spoolq import begin
+
+            other = begin.fact(begin.moment(self.begin, 0)) if self.begin else ()
+            other += begin.since(begin.moment(self.submitted, 0)) if self.ages and self.submitted else ()
         return Entry(
             rank=rank_of(self.priority),
             id=job_id,
@@ -84,8 +94,9 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held or ("HD" if self.depend else ""),
+            held=self.held or ("HD" if self.depend else "HB" if self.begin else ""),
             more=bool(self.nodelist or self.exclude or self.constraint or self.depend),
+            other=other,
             label=label_of(self.name),
         )
 

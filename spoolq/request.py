@@ -94,6 +94,10 @@ def checked(job: Job, found: Found) -> Job:
         from spoolq import parents
 
         job = job._replace(depend=parents.resolve(found.spool, job.depend))
+    if job.begin:
+        from spoolq import begin
+
+        job = job._replace(begin=begin.resolved(job.begin, time.time()))
     return job
 
 
