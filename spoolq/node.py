@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from spoolq import arguments, cgroup, host, local, patience, resources, service, where
 from spoolq.arguments import Flag
+from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
 from spoolq.errors import UsageError
@@ -68,6 +69,7 @@ def node(argv: Sequence[str]) -> int:
         limits=_limits(given),
         wake=wake,
         groups=_groups(),
+        device_files={**DEVICE_FILES, **found.settings.device_files},
     )
 
     def stop() -> None:
