@@ -15,6 +15,7 @@ import random
 import select
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from spoolq import (
@@ -25,6 +26,8 @@ from spoolq import (
     elbow,
     host,
     measure,
+    plugin,
+    profile,
     recover,
     rerun,
     resources,
@@ -32,10 +35,13 @@ from spoolq import (
     service,
     ship,
 )
+from spoolq.agenda import Agenda
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -44,6 +50,7 @@ from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.measure import Gauge
 from spoolq.peers import Peers
+from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -54,7 +61,7 @@ log = logging.getLogger("spoolq")
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
-class Daemon:
+class Daemon(Agenda):
     """One node on one spool."""
 
     def __init__(
@@ -70,6 +77,7 @@ class Daemon:
         wake: Wake,
         groups: str | None = None,
         device_files: Mapping[str, str] | None = None,
+        labels: Labels = MappingProxyType({}),
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -80,9 +88,12 @@ class Daemon:
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
             device_files: see `busy`.
+            labels: of the machine and the site.
         """
+        super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.labels = labels_of(node, self.capacity, labels)
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -97,9 +108,8 @@ class Daemon:
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers = Peers(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -111,6 +121,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop
@@ -135,7 +146,7 @@ class Daemon:
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
         recover.compare_notes(self)
-        measure.step(self, host.boottime())  # before the first claim: devices may be in use
+        measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
 
@@ -164,6 +175,7 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -179,6 +191,7 @@ class Daemon:
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        self.part("held", self.dependents.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -187,6 +200,10 @@ class Daemon:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -219,30 +236,17 @@ class Daemon:
         until = self.presence.began + self.policy.fence_s
         self.family.lease(until, fence=until)
 
-    def due(self, what: str, now: float, every_s: float) -> bool:
-        """Whether it is time for something periodic; sets the next time."""
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every_s
-        return True
-
-    def due_at(self, what: str) -> float:
-        """When something periodic is due next, s of CLOCK_BOOTTIME."""
-        return self._due.get(what, 0.0)
-
-    def set_due(self, what: str, at: float) -> None:
-        """Make it due then."""
-        self._due[what] = at
-
     def _timeout(self) -> float:
         now = host.boottime()
         if self.unsettled:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.others and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -258,7 +262,8 @@ class Daemon:
         if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up()
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -357,6 +362,7 @@ class Daemon:
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
@@ -369,6 +375,8 @@ class Daemon:
             "measured": measure.facts(self),
             "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
+            "labels": self.labels,
         }
         self.presence.publish(state, changing)
 

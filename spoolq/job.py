@@ -37,7 +37,11 @@ class Job(NamedTuple):
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
+        depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -61,8 +65,12 @@ class Job(NamedTuple):
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     held: str = ""
+    depend: tuple[str, ...] = ()
+    kill_on_invalid_dep: str = "yes"
     export: str = "all"
+    policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""
     submit_host: str = ""
@@ -76,8 +84,8 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
-            more=bool(self.nodelist or self.exclude),
+            held=self.held or ("HD" if self.depend else ""),
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend),
             label=label_of(self.name),
         )
 

@@ -40,16 +40,19 @@ class Gauge:
 
 
 def step(daemon: "Daemon", now: float) -> None:
-    """Ask the runner what the jobs use (the answer comes as a message), and look who uses devices."""
-    policy, gauge = daemon.policy, daemon.gauge
+    """Ask the runner what the jobs use (the answer comes as a message), and look who uses devices, each in its time."""
+    policy = daemon.policy
     often_s = max(0.2, min(MEASURE_S, policy.overload_s / 4)) if policy.overload_suspend else MEASURE_S
     if daemon.due("measure", now, often_s) and daemon.measured and (daemon.live or daemon.due("idle", now, IDLE_S)):
         daemon.family.send({"op": "usage"})
+    devices(daemon, now)
+
+
+def devices(daemon: "Daemon", now: float) -> None:
+    """Look who uses devices; also before the first claim."""
     files = {name: path for name, path in daemon.device_files.items() if name in daemon.capacity}
     if files and daemon.due("devices", now, DEVICES_S):
-        gauge.busy = busy.busy(files, daemon.state_dir)
-        if gauge.busy:
-            log.debug("devices in use outside spoolq: %s", gauge.busy)
+        daemon.gauge.busy = busy.busy(files, daemon.state_dir)
 
 
 def take(daemon: "Daemon", message: dict[str, Any]) -> None:

@@ -74,8 +74,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("priority", "p", "N", v.whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
     Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
+    Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
+           aliases=("dependency",), kind="list"),
+    Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
+           "if that can never be: yes cancels, no waits", "yes"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
+    Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
     Option("chdir", "D", "DIR", v.path("chdir"), "directory to run in", "the current"),
     Option("output", "o", "FILE", v.path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
     Option("error", "e", "FILE", v.path("error"), "where stderr goes", "as stdout"),
@@ -145,6 +150,9 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
         UsageError: a value is wrong, two commands or none, or an entry name that could be too long.
     """
     found = apply(pairs, base)
+    if typed := found.pop("typed", ()):  # `gpu:a100:2`
+        said = [f"({found['constraint']})"] if found.get("constraint") else []
+        found["constraint"] = " and ".join([*said, *typed])
     if command and "command" in found:
         raise UsageError("wrap: stands instead of a command, not beside one")
     job = Job(**{"command": tuple(command), **found, **fields})

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import select
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,8 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         local = ship.kept(daemon.state_dir, key)
         outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
         read = deliver.read_job(daemon.spool, key[0])
-        live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
+        ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
+        live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
     if wish := known.wish(key):

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from spoolq import depend as dependency
+from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
 from spoolq.nodelist import node_names
@@ -15,6 +17,7 @@ from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_seconds
 
 Fields = dict[str, Any]  # arguments of Job
 
+_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 MOST = 1_000_000_000 * UNIT  # of anything; keeps entry names short
 MOST_SECONDS = 10_000 * 86_400  # nine digits: what `parse_seconds` reads back
 MOST_FACTOR = 100
@@ -35,14 +38,24 @@ def wants(name: str, read: Callable[[str, str], int]) -> Callable[[str], Fields]
 
 def gres(text: str) -> Fields:
     wants: dict[str, int] = {}
+    typed: list[str] = []  # `gpu:a100:2`: of this type, which is a label
     for part in text.split(","):
-        name, _, number = part.strip().replace("=", ":", 1).partition(":")
+        name, _, rest = part.strip().replace("=", ":", 1).partition(":")
+        kind, _, number = (rest, "", "") if rest[:1].isalpha() and ":" not in rest else rest.rpartition(":")
         if not NAME.fullmatch(name):
             raise UsageError(f"gres: {part[:40]!r} is no resource (examples: gpu:2, license=1; names are lower case)")
         if name in (CPUS, MEM):
             raise UsageError(f"gres: {name} has an option of its own, --{name}")
+        if kind and not _TYPE.fullmatch(kind):
+            raise UsageError(f"gres: {part[:60]!r}: {kind[:40]!r} is no type (gpu:a100:2; or --constraint)")
         wants |= amount_of(name, parse_amount(number or "1", f"gres {name}"))["wants"]
-    return {"wants": wants}
+        typed += [f"{name}_type=='*{kind}*'"] if kind else []
+    return {"wants": wants, "typed": tuple(typed)} if typed else {"wants": wants}
+
+
+def constraint(text: str) -> Fields:
+    parse_constraint(text)
+    return {"constraint": text.strip()}
 
 
 def time(text: str) -> Fields:
@@ -156,6 +169,10 @@ def nodes(field: str) -> Callable[[str], Fields]:
         return {field: patterns}
 
     return parse
+
+
+def depend(text: str) -> Fields:
+    return {"depend": tuple(map(str, dependency.parse(text)))}
 
 
 def wrap(text: str) -> Fields:

@@ -115,10 +115,10 @@ def test_a_job_waits_for_a_gpu_that_somebody_else_uses(cluster: Cluster, killed)
             pass
     killed.append(hold(f"{cluster.base}/gpu1"))
     cluster.node("n1", 4, "--gres", "gpu:2")
-    both = cluster.sub("-c", "1", "-G", "2", "true")
     one = cluster.sub("-c", "1", "-G", "1", "sh", "-c", f"exec 9<{cluster.base}/gpu0; sleep 1")
 
     assert "COMPLETED" == cluster.result(one)["state"]
+    both = cluster.sub("-c", "1", "-G", "2", "true")
     cluster.until(lambda: "DeviceBusyOutside" in cluster.ok("why", str(both)), "the reason")
     assert "gpu 1 in use outside spoolq" in cluster.ok("why", str(both))
     assert {"gpu": [1]} == cluster.facts("n1")["busy"]

@@ -16,6 +16,9 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "agenda",
+        "constraint",
+        "depend",
         "entry",
         "elbow",
         "environment",
@@ -33,6 +36,7 @@ PURE = frozenset(
         "reserve",
         "resources",
         "result",
+        "rules",
         "runs",
         "schedule",
         "script",
@@ -60,7 +64,9 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "parents",
         "peers",
+        "placement",
         "presence",
         "recover",
         "rerun",
