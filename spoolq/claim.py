@@ -16,7 +16,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, recover, schedule
+from spoolq import busy, home, host, recover, schedule
 from spoolq.channel import Gone
 from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
@@ -25,7 +25,7 @@ from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
 from spoolq.queue import SCAN_LIMIT
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
+from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -94,10 +94,13 @@ def has_room(daemon: "Daemon") -> bool:
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
     held = [live.at.entry.wants for live in daemon.live.values()]
-    if not daemon.measured:
-        return free_of(daemon.capacity, held)
-    unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
-    return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+    measured = busy.left(daemon.capacity, daemon.gauge.busy)
+    unused = 0
+    if daemon.measured:
+        lives = daemon.live.values()
+        unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
+    return schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -110,6 +113,8 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         labels=daemon.labels,
         full=daemon.presence.full,
         draining=daemon.presence.draining,
+        busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
+        idle_load=round(daemon.policy.idle_load * UNIT),
     )
 
 

@@ -140,6 +140,15 @@ def _resources(value: Any) -> dict[str, int]:
     return {name: _amount(parse_amount, name)(amount) for name, amount in value.items()}
 
 
+def _device_files(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(NAME.fullmatch(name) for name in value):
+        raise UsageError(f'{kind_of(value)}; must be a table (example: {{ gpu = "/dev/nvidia%d" }})')
+    for name, path in value.items():
+        if not isinstance(path, str) or path[:1] != "/" or path.count("%d") != 1 or path.count("%") != 1:
+            raise UsageError(f"{name}: {path!r:.60} is no absolute path with one %d for the number of the device")
+    return dict(value)
+
+
 KEYS: tuple[Key, ...] = (
     Key("policy", "default_cpus", _amount(parse_amount, CPUS), 1, "of a job that does not say"),
     Key("policy", "default_mem", _amount(parse_mb, MEM), 1000, "MB of a job that does not say"),
@@ -158,6 +167,9 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "time_factor", _number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
     Key("policy", "max_mem_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
     Key("policy", "max_time_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "idle_load", _number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
+    Key("policy", "overload_suspend", _bool, False, "jobs step aside while others take their cpus; see overload_s"),
+    Key("limits", "overload_s", _number(0, 86400), 30, "overload, or its end, must last so long"),
     Key("policy", "plugins", _bool, False, "ask plugins of spoolq.profile at submission too (see docs/plugins.md)"),
     Key("limits", "settle_s", _number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", _number(0, 86400), 10, "from SIGTERM to SIGKILL"),
@@ -182,6 +194,7 @@ SETTINGS = (
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "device_files", _device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
     Key("node", "labels", check_labels, None, "what jobs may ask for by --constraint"),
 )
 
@@ -213,6 +226,9 @@ class Policy(NamedTuple):
     time_factor: float
     max_mem_factor: float
     max_time_factor: float
+    idle_load: float
+    overload_suspend: bool
+    overload_s: float
     settle_s: float
     grace_s: float
     beat_s: float
@@ -242,6 +258,7 @@ class Settings(NamedTuple):
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    device_files: Mapping[str, str] = MappingProxyType({})
     labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
     rules: "tuple[Rule, ...]" = ()

@@ -14,7 +14,7 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,7 @@ from spoolq import (
     deliver,
     elbow,
     host,
+    measure,
     plugin,
     profile,
     recover,
@@ -48,6 +49,7 @@ from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.measure import Gauge
 from spoolq.peers import Peers
 from spoolq.placement import Placement
 from spoolq.presence import Presence
@@ -58,7 +60,6 @@ from spoolq.wake import Wake
 
 log = logging.getLogger("spoolq")
 
-MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
@@ -77,6 +78,7 @@ class Daemon(Agenda):
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        device_files: Mapping[str, str] | None = None,
         labels: Labels = MappingProxyType({}),
     ) -> None:
         """
@@ -87,6 +89,7 @@ class Daemon(Agenda):
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            device_files: see `busy`.
             labels: of the machine and the site.
         """
         super().__init__()
@@ -98,7 +101,8 @@ class Daemon(Agenda):
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
-        self.scratch, self.meter = Scratch(state_dir), host.Meter()
+        self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
+        self.device_files = dict(device_files or {})
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -145,6 +149,7 @@ class Daemon(Agenda):
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
         recover.compare_notes(self)
+        measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
 
@@ -185,8 +190,7 @@ class Daemon(Agenda):
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
             self.part("drop", self.admit, now)
-        if self.due("measure", now, MEASURE_S):
-            self.measure()
+        measure.step(self, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
@@ -297,7 +301,7 @@ class Daemon(Agenda):
             case "refused":
                 self.take_refusal(message["id"], message["attempt"], message["why"])
             case "usage":
-                self.take_usage(message)
+                measure.take(self, message)
             case _:
                 pass
 
@@ -370,29 +374,14 @@ class Daemon(Agenda):
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
-    # --- measuring
-
-    def measure(self) -> None:
-        """Ask the runner what the jobs use; the answer comes as a message."""
-        if self.measured and (self.live or self.due("measure idle", host.boottime(), 2 * MEASURE_S)):
-            self.family.send({"op": "usage"})
-
-    def take_usage(self, message: dict[str, Any]) -> None:
-        """What the family and its jobs have used; the rest of the machine's load is foreign."""
-        times = os.times()
-        self.meter.sample(message["cpu_s"] + times.user + times.system)
-        for key, used in message["jobs"].items():
-            live = self.live.get(int(key.partition(".")[0]))
-            if live:
-                live.rss_mb = int(used["rss_mb"])
-
     def publish(self, state: str) -> None:
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
             "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
             "free": claim.free(self),
-            "measured": self.meter.facts() if self.measured else None,
+            "measured": measure.facts(self),
+            "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,

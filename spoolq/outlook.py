@@ -54,6 +54,8 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
 
 

@@ -143,6 +143,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if entry.aside:
+        pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
     if job and job["depend"]:
         pairs.append(("depends on", " ".join(job["depend"])))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""

@@ -285,7 +285,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "reaping":
         return _taken_over(placed)
     if placed.top == "running":
-        if entry.suspended:
+        if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
