@@ -15,7 +15,6 @@ import random
 import select
 import time
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
@@ -24,6 +23,7 @@ from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.devices import Bench
 from spoolq.errors import TryAgain
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -57,7 +57,8 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
-        labels: Labels = MappingProxyType({}),
+        labels: Labels | None = None,
+        bench: Bench | None = None,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -68,15 +69,17 @@ class Daemon:
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
             labels: of the machine and the site.
+            bench: the devices that are told apart; `capacity` counts them too.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.labels = labels_of(node, self.capacity, labels)
+        self.labels = labels_of(node, self.capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
+        self.bench = bench or Bench({})
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
         self.scratch, self.meter = Scratch(state_dir), host.Meter()
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
@@ -291,6 +294,7 @@ class Daemon:
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
@@ -373,6 +377,7 @@ class Daemon:
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
             "labels": self.labels,
+            **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)
 

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from spoolq import constraint, roster, schedule
+from spoolq import constraint, devices, roster, schedule
 from spoolq.entry import Entry
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
@@ -44,6 +44,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
         labels=constraint.sound(node.facts.get("labels")),
+        devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spoolq.constraint import Labels, mismatch
+from spoolq.devices import Stock
 from spoolq.entry import HELD, Entry
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
@@ -64,6 +65,7 @@ class NodeView:
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
         labels: what constraints are asked of.
+        devices: what is free of each device, where some are told apart.
     """
 
     name: str
@@ -74,6 +76,7 @@ class NodeView:
     draining: bool = False
     note: str = ""
     labels: Labels = field(default_factory=dict)
+    devices: Stock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,7 @@ def admit(
     if node.draining or node.full:
         stay, waiting = [(entry, 0, None) for entry in waiting], ()
     room = left.get
+    stock = node.devices.copy() if node.devices else None
     for entry in waiting:
         wants = entry.wants
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
@@ -125,6 +129,8 @@ def admit(
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
+            if stock and not reason and stock.lend(wants) is None:
+                reason = _no_device(wants, node) or Reason("Priority", "its devices go to jobs that come first")
             if reason:
                 stay.append((entry, len(start), reason))
                 continue
@@ -173,7 +179,7 @@ def explain(
     reason = _unsuitable(entry, node, conditions)
     if reason and reason.word != "CwdMissing":
         return reason
-    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or _no_device(entry.wants, node) or reason
 
 
 def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
@@ -195,6 +201,14 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
     return None
 
 
+def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
+    """Enough in sum, and yet not to be lent: a part of a job's share is never of two devices."""
+    if not node.devices or not (text := node.devices.why(wants)):
+        return None
+    names = [name for name in node.devices.free if name in wants]
+    return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
+
+
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
     if short := lacking(wants, node.capacity):
         parts = [f"{_needs(wants, name)}, {_figure(name, node.capacity.get(name, 0))} in all" for name in short]
@@ -209,6 +223,9 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    if node.devices and all(name in node.devices.busy for name in short):
+        busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
     return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
 

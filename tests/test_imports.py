@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 PURE = frozenset(
     [
         "constraint",
+        "devices",
         "entry",
         "environment",
         "errors",
