@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolq.constraint import Labels, check_labels
+from spoolq.devices import Kinds, check_devices
 from spoolq.entry import RERUNS
 from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.options import did_you_mean
@@ -195,6 +196,7 @@ SETTINGS = (
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
     Key("node", "device_files", _device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
+    Key("node", "devices", check_devices, None, "what else jobs may ask for, by its ids: { gpu = 2 }"),
     Key("node", "labels", check_labels, None, "what jobs may ask for by --constraint"),
 )
 
@@ -259,6 +261,7 @@ class Settings(NamedTuple):
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
     device_files: Mapping[str, str] = MappingProxyType({})
+    devices: Kinds = MappingProxyType({})
     labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
     rules: "tuple[Rule, ...]" = ()
@@ -386,6 +389,8 @@ def _in_force(keys: tuple[Key, ...], given: Mapping[str, tuple[Any, str, str]]) 
 def _written(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {_written(inner)}" for name, inner in value.items()) + " }" if value else ""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_written, value))}]"
     return quote(value) if isinstance(value, str) else "" if value is None else str(value).lower()
 
 

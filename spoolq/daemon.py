@@ -15,7 +15,6 @@ import random
 import select
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from spoolq import (
@@ -42,6 +41,7 @@ from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
+from spoolq.devices import Bench
 from spoolq.due import Due
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
@@ -79,7 +79,8 @@ class Daemon(Agenda):
         wake: Wake,
         groups: str | None = None,
         device_files: Mapping[str, str] | None = None,
-        labels: Labels = MappingProxyType({}),
+        labels: Labels | None = None,
+        bench: Bench | None = None,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -91,16 +92,18 @@ class Daemon(Agenda):
             groups: a delegated cgroup v2 directory for the jobs, or None.
             device_files: see `busy`.
             labels: of the machine and the site.
+            bench: the devices that are told apart; `capacity` counts them too.
         """
         super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.labels = labels_of(node, self.capacity, labels)
+        self.labels = labels_of(node, self.capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
+        self.bench = bench or Bench({})
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
         self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
         self.device_files = dict(device_files or {})
         self.live: dict[int, Live] = {}
@@ -315,6 +318,7 @@ class Daemon(Agenda):
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
@@ -385,6 +389,7 @@ class Daemon(Agenda):
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,
+            **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)
 

@@ -20,6 +20,7 @@ PURE = frozenset(
         "constraint",
         "depend",
         "begin",
+        "devices",
         "entry",
         "elbow",
         "environment",
