@@ -37,6 +37,8 @@ class Job(NamedTuple):
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
+        parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -61,6 +63,8 @@ class Job(NamedTuple):
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
+    unique: str = ""
+    parent: str = ""
     export: str = "all"
     user: str = ""
     submitted: str = ""
@@ -76,7 +80,7 @@ class Job(NamedTuple):
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
             held=self.held or ("HD" if self.depend else ""),
-            more=bool(self.nodelist or self.exclude or self.depend),
+            more=bool(self.nodelist or self.exclude or self.depend or self.unique),
             label=label_of(self.name),
         )
 

@@ -92,6 +92,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
     Option("wait", "W", "", v.flag({}), "wait for the end, exit with the job's code", kind="flag", scope=COMMAND_LINE),
+    Option("unique", "", "KEY", v.flag({}), "one such job at a time: fail, or KEY:join it", scope=COMMAND_LINE),
     Option("check", "", "", v.flag({}), "only say which nodes could run it", kind="flag", scope=COMMAND_LINE),
     Option("parsable", "", "", v.flag({}), "print the id alone, as off a terminal", kind="flag", scope=COMMAND_LINE),
     Option("json", "", "", v.flag({}), "print JSON", kind="flag", scope=COMMAND_LINE),

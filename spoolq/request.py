@@ -57,6 +57,10 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
     source = source_of(parsed)
     job, env = complete([*weaker(), *source.pairs, *parsed.pairs], source, found, cwd)
     check_words(job.command, script=job.script)
+    if text := parsed.flags.get("unique"):
+        from spoolq import unique
+
+        job = job._replace(unique=unique.parse(text).key)
     return Asked(job, source.script, env)
 
 

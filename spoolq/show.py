@@ -106,6 +106,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "nodelist": list(job.nodelist),
         "exclude": list(job.exclude),
         "depend": list(job.depend),
+        "unique": job.unique or None,
+        "parent": int(job.parent) if job.parent.isdigit() else None,
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,

@@ -68,6 +68,7 @@ TOUCH_THE_SPOOL = frozenset(
         "spool",
         "steer",
         "trial",
+        "unique",
     ]
 )
 
