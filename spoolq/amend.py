@@ -131,7 +131,10 @@ def _gres(text: str) -> dict[str, int]:
         if number.strip() == "0" and name not in (CPUS, MEM):
             wants[name] = 0
         else:
-            wants |= options.BY_NAME["gres"].parse(part)["wants"]
+            found = options.BY_NAME["gres"].parse(part)
+            if "typed" in found:
+                raise UsageError(f"gres: {part.strip()!r}: the type stays as it was submitted (example: gres=gpu:2)")
+            wants |= found["wants"]
     return wants
 
 

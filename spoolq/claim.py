@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from spoolq import home, host, recover, schedule
 from spoolq.channel import Gone
-from spoolq.entry import Entry, fitting
+from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.launch import Prepared
@@ -49,19 +49,22 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
             waiting = look_at_queue(daemon, REASONS)
-            explain(daemon, admit(daemon, waiting, REASONS), now)
+            explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
         daemon.candidates = look_at_queue(daemon)
+        if daemon.candidates:
+            daemon.placement.look(now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
     while daemon.candidates and has_room(daemon):
         looked_at = daemon.candidates[:WINDOW]
-        plan = admit(daemon, looked_at, 0)
+        whole = len(looked_at) == len(daemon.candidates)
+        plan = admit(daemon, looked_at, 0, whole=whole)
         if not plan.start:
             looked_at = daemon.candidates
-            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
+            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0, whole=True)
             explain(daemon, plan, now)
         if not plan.start:
             daemon.looked = daemon.limits.once or not any(could_ever(daemon, at) for at in looked_at)
@@ -103,6 +106,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         capacity=daemon.capacity,
         free=free(daemon),
         held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        labels=daemon.labels,
         full=daemon.presence.full,
         draining=daemon.presence.draining,
     )
@@ -110,7 +114,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
 
 def could_ever(daemon: "Daemon", at: Placed) -> bool:
     """Whether a job could start here if nothing else used this machine; if so, `--idle-exit` waits for it."""
-    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity)
+    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity, labels=daemon.labels)
     return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
 
 
@@ -120,7 +124,10 @@ def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
         ready = daemon.launcher.prepare(entry)
     except (OSError, SpoolqError):  # perhaps this home alone: the job stays, and stops no other
         return None
-    return schedule.Conditions(nodelist=ready.job.nodelist, exclude=ready.job.exclude, missing=ready.missing)
+    job = ready.job
+    return schedule.Conditions(
+        nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint, missing=ready.missing
+    )
 
 
 def prepare_ahead(daemon: "Daemon") -> None:
@@ -130,11 +137,10 @@ def prepare_ahead(daemon: "Daemon") -> None:
             daemon.launcher.prepare(at.entry)
 
 
-def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
-    """What of some candidates may start now."""
-    node = view(daemon)
-    entries = [at.entry for at in candidates]
-    return schedule.admit(entries, node.free, node, functools.partial(conditions, daemon), reasons)
+def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
+    """What of some candidates may start now; `whole`: they are all that are known."""
+    node, asked = view(daemon), functools.partial(conditions, daemon)
+    return daemon.placement.admit(candidates, node, asked, whole=whole, reasons=reasons)
 
 
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
@@ -154,7 +160,7 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     """Claim one entry and hand it to the runner; the lease held before the claim is the one that counts."""
     ready = daemon.launcher.prepare(at.entry)
     began = daemon.presence.began
-    daemon.claims.add(fitting(at.entry.next()).name)
+    daemon.claims.add(fitting(released(at.entry).next()).name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
@@ -171,7 +177,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
         recover.give_back(daemon, at)
         return
-    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None)
+    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None, since=host.boottime())
     if ready.problem:
         fail(daemon, live, ready.problem)
         return

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from spoolq.constraint import Labels, check_labels
 from spoolq.entry import RERUNS
 from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.options import did_you_mean
 from spoolq.resources import CPUS, MEM, NAME, UNIT, Amounts, parse_amount, parse_mb, parse_seconds
 from spoolq.toml import kind_of, line_of, quote, read_toml
-from spoolq.values import MOST, MOST_SECONDS
+from spoolq.values import MOST, MOST_FACTOR, MOST_SECONDS
 
 FORMAT = 1
 # fencing: killing takes the grace and at most this long more, and clocks differ in rate by 1 %
@@ -130,9 +131,12 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_retries", lambda n: int(_number(0, 1000)(n)), 0, "of a job that does not say"),
     Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
+    Key("policy", "placement", _choice("pack", "spread"), "pack", "fill up one node at a time, or the emptiest first"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
-    Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
-    Key("policy", "time_factor", _number(1, 100), 1.0, "enforced time = declared x this"),
+    Key("policy", "mem_factor", _number(1, MOST_FACTOR), 1.0, "enforced memory = declared x this"),
+    Key("policy", "time_factor", _number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
+    Key("policy", "max_mem_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "max_time_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
     Key("limits", "settle_s", _number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", _number(0, 86400), 10, "from SIGTERM to SIGKILL"),
     Key("limits", "beat_s", _number(0.05, 86400), 20, "between heartbeats of a node"),
@@ -155,6 +159,7 @@ SETTINGS = (
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "labels", check_labels, None, "what jobs may ask for by --constraint"),
 )
 
 
@@ -174,9 +179,12 @@ class Policy(NamedTuple):
     default_retries: int
     default_output_mode: str
     enforce_default_mem: bool
+    placement: str
     drop_any_owner: bool
     mem_factor: float
     time_factor: float
+    max_mem_factor: float
+    max_time_factor: float
     settle_s: float
     grace_s: float
     beat_s: float
@@ -202,6 +210,7 @@ class Settings(NamedTuple):
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
 
 

@@ -15,21 +15,24 @@ import random
 import select
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
+from spoolq import __version__, claim, control, deliver, elbow, host, recover, rerun, resources, schedule, service, ship
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
-from spoolq.errors import TryAgain
+from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.peers import Peers
+from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
@@ -56,6 +59,7 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        labels: Labels = MappingProxyType({}),
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -65,9 +69,11 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            labels: of the machine and the site.
         """
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.labels = labels_of(node, self.capacity, labels)
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -83,7 +89,7 @@ class Daemon:
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers, self.dependents = Peers(self), Dependents(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -173,6 +179,10 @@ class Daemon:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -229,6 +239,8 @@ class Daemon:
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.others and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -372,9 +384,15 @@ class Daemon:
             "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
+            "labels": self.labels,
         }
         self.presence.publish(state, changing)
 
     def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
+        """Why no known node could ever run a job, or why this spool does not take it; or None."""
+        try:
+            elbow.check(job, self.policy)
+        except UsageError as error:
+            return str(error)
         return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

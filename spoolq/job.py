@@ -33,8 +33,11 @@ class Job(NamedTuple):
         declared: names in `wants` that the user asked for; the rest are defaults and not enforced.
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
+        mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
@@ -54,12 +57,16 @@ class Job(NamedTuple):
     priority: int = 0
     rerun: str = "certain"
     retries: int = 0
+    mem_factor: float | None = None
+    time_factor: float | None = None
+    signal: str = ""
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
@@ -80,7 +87,7 @@ class Job(NamedTuple):
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
             held=self.held or ("HD" if self.depend else ""),
-            more=bool(self.nodelist or self.exclude or self.depend or self.unique),
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
             label=label_of(self.name),
         )
 

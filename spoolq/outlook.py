@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import roster, schedule
+from spoolq import constraint, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
@@ -48,6 +48,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
+        labels=constraint.sound(node.facts.get("labels")),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
@@ -68,7 +69,9 @@ def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
     from spoolq import deliver
 
     job = deliver.read_job(spool, job_id)
-    return None if job is None else Conditions(nodelist=job.nodelist, exclude=job.exclude)
+    if job is None:
+        return None
+    return Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
 
 
 class Outlook:
@@ -143,7 +146,8 @@ class Outlook:
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""
         capacities = {node.name: node.amounts("capacity") for node in self.nodes if node.amounts("capacity")}
-        return schedule.impossible(wants, capacities, terms)
+        labels = {node.name: constraint.sound(node.facts.get("labels")) for node in self.nodes}
+        return schedule.impossible(wants, capacities, terms, labels)
 
 
 _NOWHERE = NodeView(name="", capacity={}, free={})

@@ -15,10 +15,11 @@ import json
 import logging
 import os
 import select
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, fsops, home, host, result, ship
+from spoolq import __version__, control, deliver, elbow, fsops, home, host, result, ship
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -218,7 +219,8 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         local = ship.kept(daemon.state_dir, key)
         outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
         read = deliver.read_job(daemon.spool, key[0])
-        live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
+        ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
+        live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
     if wish := known.wish(key):
@@ -228,10 +230,22 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
             deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
-    stage = {True: "running", False: "paused"}[at.entry.suspended]
-    if job.get("stage") == stage:  # the runner that was told so did not live to do it
-        verb = "suspend" if at.entry.suspended else "resume"
-        daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
+    conform(daemon, live, job)
+
+
+def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
+    """Whatever its entry's name says and the runner does not: who was told so did not live to do it."""
+    entry = live.at.entry
+    message = {"id": entry.id, "attempt": entry.attempt}
+    if job.get("stage") == {True: "running", False: "paused"}[entry.suspended]:
+        daemon.family.send(message | {"op": "suspend" if entry.suspended else "resume"})
+    if live.job and "limit_s" in job:
+        wanted = elbow.enforced(entry, live.job, daemon.policy)._asdict()
+        limits = {name: limit for name, limit in wanted.items() if job[name] != limit}
+        if limits.get("mem_mb", 0) is None:  # of a job that did not ask for any; an edit may have set just that
+            del limits["mem_mb"]
+        if limits:
+            daemon.family.send(message | limits | {"op": "limits"})
 
 
 def give_back(daemon: "Daemon", at: Placed) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import environment, jobfile, nodelist, options, script
+from spoolq import constraint, environment, jobfile, nodelist, options, script
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
@@ -76,6 +76,10 @@ def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> t
         submitted=environment.timestamp(time.time()),
         submit_host=os.uname().nodename,
     )
+    if job.signal or job.time_factor or job.mem_factor:
+        from spoolq import elbow
+
+        elbow.check(job, found.policy)
     if job.depend:
         from spoolq import parents
 
@@ -297,17 +301,18 @@ def check_nodes(job: Job, spool: Spool, *, warn_none: bool = True) -> None:
     Reads node.json files only until one fits.
     """
     known: dict[str, Amounts] = {}
+    labels: dict[str, constraint.Labels] = {}
     for node in spool.nodes():
-        capacity = spool.read_node(node).get("capacity")
-        if not isinstance(capacity, dict):
+        facts = spool.read_node(node)
+        if not isinstance(capacity := facts.get("capacity"), dict):
             continue
-        known[node] = capacity
-        if fits(job.wants, capacity) and allowed(job, node):
+        known[node], labels[node] = capacity, constraint.sound(facts.get("labels"))
+        if fits(job.wants, capacity) and allowed(job, node) and not differs(job, labels[node]):
             return
     if not known and warn_none:
         warn("no node has been seen on this spool yet: the job waits for `spoolq node` on some machine")
         return
-    why = impossible(job, known)
+    why = impossible(job, known, labels)
     if why:
         raise RequestError(f"no node could ever run this: {why}")
 
@@ -320,11 +325,17 @@ def allowed(job: Job, node: str) -> bool:
     return (not job.nodelist or matches(job.nodelist, node)) and not matches(job.exclude, node)
 
 
-def impossible(job: Job, known: dict[str, Amounts]) -> str | None:
+def differs(job: Job, labels: constraint.Labels) -> str:
+    """Why the labels of a node do not satisfy --constraint, or an empty text."""
+    return constraint.mismatch(job.constraint, labels) if job.constraint else ""
+
+
+def impossible(job: Job, known: dict[str, Amounts], labels: dict[str, constraint.Labels]) -> str | None:
     """In words, or None."""
     from spoolq import schedule
 
-    return schedule.impossible(job.wants, known, schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude))
+    terms = schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
+    return schedule.impossible(job.wants, known, terms, labels)
 
 
 def could_run(job: Job, spool: Spool) -> dict[str, Any]:
@@ -333,11 +344,13 @@ def could_run(job: Job, spool: Spool) -> dict[str, Any]:
 
     yes, no = [], {}
     for node in spool.nodes():
-        capacity = spool.read_node(node).get("capacity")
-        if not isinstance(capacity, dict):
+        facts = spool.read_node(node)
+        if not isinstance(capacity := facts.get("capacity"), dict):
             continue
         if not allowed(job, node):
             no[node] = "not among the nodes asked for"
+        elif why := differs(job, constraint.sound(facts.get("labels"))):
+            no[node] = f"asks for {job.constraint}, and {why}"
         elif short := lacking(job.wants, capacity):
             no[node] = f"too little {', '.join(short)}"
         else:

@@ -16,8 +16,10 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "constraint",
         "depend",
         "entry",
+        "elbow",
         "environment",
         "errors",
         "history",
@@ -60,6 +62,7 @@ TOUCH_THE_SPOOL = frozenset(
         "launch",
         "parents",
         "peers",
+        "placement",
         "presence",
         "recover",
         "rerun",

@@ -48,6 +48,16 @@ class Token(NamedTuple):
         return next((float(f[1:]) * 1000 for f in self.facts if re.fullmatch(r"c[\d.]+", f)), 0.0)
 
     @property
+    def limited(self) -> bool:
+        """Whether it has a time limit."""
+        return any(re.fullmatch(r"t[\d.]+", f) for f in self.facts)
+
+    @property
+    def kept(self) -> str:
+        """The node that keeps a place for it, or empty."""
+        return next((f[2:] for f in self.facts if f.startswith("R=")), "")
+
+    @property
     def rule(self) -> str:
         """N, C or Y."""
         return next((f[1] for f in self.facts if f in ("rN", "rY")), "C")

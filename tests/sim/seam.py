@@ -230,7 +230,19 @@ class _Kind:
 
 def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     clock, system, chance, poll = SimTime(seam), SimOs(seam), Chance(seam), SimPoll(seam)
-    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service", "rerun"):
+    for name in (
+        "claim",
+        "daemon",
+        "deliver",
+        "intake",
+        "launch",
+        "roster",
+        "spool",
+        "steer",
+        "service",
+        "rerun",
+        "recover",
+    ):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
             yield module, "time", clock

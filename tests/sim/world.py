@@ -19,7 +19,7 @@ from tests.sim.kernel import Kernel, rng
 from tests.sim.machine import Machine
 from tests.sim.server import Server
 
-BUDGET_S = 600.0  # of calm, in which everything must come to rest
+BUDGET_S = 1500.0  # of calm, in which everything must come to rest; jobs of 240 s that need a whole node run one by one
 STATES = ("queue", "held", "running", "reaping")
 Event = tuple[Any, ...]
 
