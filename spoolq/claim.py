@@ -15,7 +15,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, recover, schedule
+from spoolq import home, host, lend, recover, schedule
 from spoolq.channel import Gone
 from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
@@ -23,7 +23,7 @@ from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, free_of
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -92,11 +92,17 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.at.entry.wants for live in daemon.live.values()]
+    held = [live.holds for live in daemon.live.values()]
     if not daemon.measured:
         return free_of(daemon.capacity, held)
-    unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
+    unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
     return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+
+
+def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
+    """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
+    lives = daemon.live.values()
+    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -105,7 +111,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        held={live.at.entry.id: live.holds for live in daemon.live.values()},
         labels=daemon.labels,
         full=daemon.presence.full,
         draining=daemon.presence.draining,

@@ -25,6 +25,7 @@ from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
+from spoolq.descent import end_with_parents
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
@@ -342,6 +343,7 @@ class Daemon:
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
+        end_with_parents(self)
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
             deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
@@ -380,8 +382,7 @@ class Daemon:
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
-            "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": claim.free(self),
+            **claim.facts(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),

@@ -82,7 +82,13 @@ def run(argv: Sequence[str]) -> int:
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
     placed, joined = submit.submit_or_join(found, asked, parsed, warn=False)
-    return Foreground(found, placed, asked, stopped, verbose=verbose, joined=joined).run()
+    foreground = Foreground(found, placed, asked, stopped, verbose=verbose, joined=joined)
+    if "SPOOLQ_JOB_ID" not in os.environ:
+        return foreground.run()
+    from spoolq import nested
+
+    with nested.waiting(found.spool):
+        return foreground.run()
 
 
 class Foreground:

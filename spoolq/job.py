@@ -88,6 +88,7 @@ class Job(NamedTuple):
             owner=label_of(self.user)[:32],
             held=self.held or ("HD" if self.depend else ""),
             more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
+            other=(f"P{self.parent}",) if self.parent.isdigit() else (),
             label=label_of(self.name),
         )
 

@@ -92,6 +92,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("requeue", "", "", v.flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
     Option("no-requeue", "", "", v.flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
     Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
+    Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
     Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),

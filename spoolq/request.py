@@ -67,6 +67,10 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
 def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> tuple[Job, dict[str, str]]:
     """The job with all that this machine adds, and its environment."""
     base = {**found.policy.job_fields(), "name": name_of(source.name), "umask": own_umask(), "chdir": cwd}
+    if "SPOOLQ_JOB_ID" in os.environ:
+        from spoolq import nested
+
+        base |= nested.base(found.spool)
     job = options.to_job(
         pairs,
         source.words,

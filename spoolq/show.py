@@ -147,6 +147,10 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
         pairs.append(("depends on", " ".join(job["depend"])))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""
     pairs += [("attempt", str(entry.attempt)), ("node", f"{facts['node'] or '-'}{ran}")]
+    if placed.top == "running" and (lent := outlook.lends(scene.node(placed.node), entry)):
+        pairs.append(("lends", f"{resources.show(lent)}, while it waits for jobs of its own"))
+    if entry.parent:
+        pairs.append(("parent", f"job {entry.parent}, and ends with it"))
     for stream, path in facts["outputs"].items():
         pairs.append((stream, f"{path}{_size(path)}"))
     pairs += result_pairs(result)

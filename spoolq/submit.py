@@ -132,6 +132,7 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
+        _record_child(spool, job_id, asked.job)
         if asked.job.unique:
             _take_key(spool, job_id, asked.job)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
@@ -148,6 +149,13 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         if error.errno in FULL:
             raise TryAgain(f"{spool.root}: {error.strerror}: nothing was submitted; make room and try again") from error
         raise
+
+
+def _record_child(spool: Spool, job_id: int, job: Job) -> None:
+    if job.parent.isdigit():
+        from spoolq import nested
+
+        nested.record(spool, job, job_id)
 
 
 def _take_key(spool: Spool, job_id: int, job: Job) -> None:
@@ -334,6 +342,7 @@ def submit_many(
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
+            _record_child(spool, job_id, job)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):
