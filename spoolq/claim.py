@@ -16,7 +16,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import busy, home, host, recover, schedule
+from spoolq import busy, home, host, lend, recover, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
@@ -26,7 +26,7 @@ from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
 from spoolq.queue import SCAN_LIMIT
-from spoolq.resources import CPUS, MEM, UNIT, Amounts
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.at.entry.wants for live in daemon.live.values()]
+    held = [live.holds for live in daemon.live.values()]
     measured = busy.left(daemon.capacity, daemon.gauge.busy)
     unused = 0
     if daemon.measured:
         lives = daemon.live.values()
-        unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
         measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
     found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
     if left := stock(daemon):
@@ -113,13 +113,19 @@ def stock(daemon: "Daemon") -> Stock | None:
     return bench.stock(live.devices for live in daemon.live.values()) if bench.kinds else None
 
 
+def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
+    """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
+    lives = daemon.live.values()
+    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
+
+
 def view(daemon: "Daemon") -> schedule.NodeView:
     """This node as `schedule` sees it."""
     return schedule.NodeView(
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        held={live.at.entry.id: live.holds for live in daemon.live.values()},
         labels=daemon.labels,
         devices=stock(daemon),
         full=daemon.presence.full,

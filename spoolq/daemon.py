@@ -41,6 +41,7 @@ from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
+from spoolq.descent import end_with_parents
 from spoolq.devices import Bench
 from spoolq.due import Due
 from spoolq.errors import TryAgain, UsageError
@@ -359,6 +360,7 @@ class Daemon(Agenda):
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
+        end_with_parents(self)
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
             again, lost = (lambda item: rerun.requeue_ended(self, item)), (lambda: recover.note_lost(self))
@@ -382,8 +384,7 @@ class Daemon(Agenda):
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
-            "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": claim.free(self),
+            **claim.facts(self),
             "measured": measure.facts(self),
             "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),

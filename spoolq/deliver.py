@@ -37,6 +37,7 @@ class Finished:
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
     somebody else decided about the job meanwhile. `requeue`: it is to run again, `retry`: since it failed.
+    `followed`: its children have ended with it, if they must.
     """
 
     at: Placed
@@ -53,6 +54,7 @@ class Finished:
     requeue: bool = False
     retry: bool = False
     requeued: bool = False
+    followed: bool = False
 
     @property
     def ending(self) -> str:

@@ -35,6 +35,7 @@ _ENDING = re.compile(r"exit\d{1,3}|signal\d{1,3}|timeout|oom|cancelled|nodefail"
 _NUMBER_FACT = re.compile(r"([cmt])(\d{1,12}(?:\.\d{1,6})?)")
 _RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d{1,12}(?:\.\d{1,6})?)")
 _CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
+_PARENT_FACT = re.compile(r"P\d{1,12}")  # among `other`
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 
 
@@ -85,6 +86,11 @@ class Entry(NamedTuple):
     def name(self) -> str:
         """The name this entry has in its directory."""
         return format_name(self)
+
+    @property
+    def parent(self) -> int:
+        """The job that submitted this one, perhaps to wait for it, or 0."""
+        return next((int(fact[1:]) for fact in self.other if _PARENT_FACT.fullmatch(fact)), 0)
 
     def next(self, **changes: Any) -> "Entry":
         """The entry after one more rename: gen + 1 and the changes; whoever is not suspended is not aside."""

@@ -125,6 +125,8 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
         lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
     else:
         lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
+    if lent := outlook.lends(node, entry):
+        lines.append(f"  It waits for jobs of its own, and lends {resources.show(lent)} meanwhile.")
     if node.declared:
         lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
     elif node.state in ("dead", "stopped"):

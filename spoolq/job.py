@@ -42,6 +42,8 @@ class Job(NamedTuple):
         begin: not before this, as `begin.resolved` makes it, or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
+        parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
@@ -73,6 +75,8 @@ class Job(NamedTuple):
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
+    unique: str = ""
+    parent: str = ""
     export: str = "all"
     policy: tuple[str, ...] = ()
     user: str = ""
@@ -95,8 +99,8 @@ class Job(NamedTuple):
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
             held=self.held or ("HD" if self.depend else "HB" if self.begin else ""),
-            more=bool(self.nodelist or self.exclude or self.constraint or self.depend),
-            other=other,
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
+            other=other + ((f"P{self.parent}",) if self.parent.isdigit() else ()),
             label=label_of(self.name),
         )
 

@@ -109,6 +109,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "exclude": list(job.exclude),
         "depend": list(job.depend),
         "constraint": job.constraint or None,
+        "unique": job.unique or None,
+        "parent": int(job.parent) if job.parent.isdigit() else None,
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
@@ -156,6 +158,10 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     pairs += [("attempt", str(entry.attempt)), ("node", f"{facts['node'] or '-'}{ran}")]
     if facts["devices"]:
         pairs.append(("devices", devices.show(facts["devices"])))
+    if placed.top == "running" and (lent := outlook.lends(scene.node(placed.node), entry)):
+        pairs.append(("lends", f"{resources.show(lent)}, while it waits for jobs of its own"))
+    if entry.parent:
+        pairs.append(("parent", f"job {entry.parent}, and ends with it"))
     for stream, path in facts["outputs"].items():
         pairs.append((stream, f"{path}{_size(path)}"))
     pairs += result_pairs(result)

@@ -42,6 +42,8 @@ _TEXTS = [
     "submitted",
     "submit_host",
     "kill_on_invalid_dep",
+    "unique",
+    "parent",
 ]
 _NUMBERS = [
     "priority",

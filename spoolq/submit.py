@@ -65,7 +65,7 @@ def sub(argv: Sequence[str]) -> int:
         asked = request.ask(parsed, found, cwd)
         if check:
             return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
-        ids = [submit(found, asked).entry.id]
+        ids = [submit_or_join(found, asked, parsed)[0].entry.id]
         _announce(ids, parsed)
     if ids and "wait" in parsed.flags:
         from spoolq import awaiting
@@ -97,11 +97,31 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     request.check_nodes(asked.job, spool, warn_none=warn)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
+    if asked.job.unique:
+        from spoolq import unique
+
+        unique.look(spool, asked.job)
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
     _look_at_parents(spool, [placed], asked.job)
     return placed
+
+
+def submit_or_join(found: where.Found, asked: Asked, parsed: Parsed, *, warn: bool = True) -> tuple[Placed, bool]:
+    """`submit`, or with `--unique KEY:join` the job that has the key; and whether it is that one."""
+    if "unique" not in parsed.flags:
+        return submit(found, asked, warn=warn), False
+    from spoolq import unique
+
+    try:
+        return submit(found, asked, warn=warn), False
+    except unique.Taken as taken:
+        if not unique.parse(parsed.flags["unique"]).join:
+            raise
+        if sys.stderr.isatty():
+            sys.stderr.write(f"spoolq: joined job {taken.at.entry.id} ({taken.at.state.name})\n")
+        return taken.at, True
 
 
 def _fitting(data: bytes) -> bytes:
@@ -113,8 +133,15 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
+        _record_child(spool, job_id, asked.job)
+        if asked.job.unique:
+            _take_key(spool, job_id, asked.job)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
         placed = spool.submit(job_id, asked.job.entry(job_id))
+        if asked.job.unique:
+            from spoolq import unique
+
+            unique.committed(spool, asked.job, job_id)
         patience.so_far(lambda: f"submitted as {job_id}, but the spool cannot say that it is durable")
         return placed
     except OSError as error:
@@ -122,6 +149,23 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         home.discard(spool.root, job_id)
         if error.errno in FULL:
             raise TryAgain(f"{spool.root}: {error.strerror}: nothing was submitted; make room and try again") from error
+        raise
+
+
+def _record_child(spool: Spool, job_id: int, job: Job) -> None:
+    if job.parent.isdigit():
+        from spoolq import nested
+
+        nested.record(spool, job, job_id)
+
+
+def _take_key(spool: Spool, job_id: int, job: Job) -> None:
+    from spoolq import unique
+
+    try:
+        unique.take(spool, job, job_id)
+    except SpoolqError:
+        home.discard(spool.root, job_id)
         raise
 
 
@@ -193,6 +237,8 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     All lines are checked before the first is submitted.
     """
     file = parsed.flags["each-line"]
+    if "unique" in parsed.flags:
+        raise UsageError("--each-line makes many jobs, and --unique allows one")
     if parsed.words or "file" in parsed.flags or any(pair.name == "wrap" for pair in parsed.pairs):
         raise UsageError("--each-line takes the commands from its file: leave out any other")
     shown = request.STDIN if file == "-" else file
@@ -332,6 +378,7 @@ def submit_many(
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
+            _record_child(spool, job_id, job)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):

@@ -63,11 +63,13 @@ TOUCH_THE_SPOOL = frozenset(
         "amend",
         "claim",
         "deliver",
+        "descent",
         "doctor",
         "due",
         "home",
         "intake",
         "launch",
+        "nested",
         "parents",
         "peers",
         "placement",
@@ -80,6 +82,7 @@ TOUCH_THE_SPOOL = frozenset(
         "spool",
         "steer",
         "trial",
+        "unique",
     ]
 )
 
