@@ -73,8 +73,6 @@ JOBS = st.builds(
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
     policy=st.lists(TEXTS, max_size=3).map(tuple),
-    depend=st.lists(TEXTS, max_size=3).map(tuple),
-    constraint=TEXTS,
     held=st.sampled_from(["", "HU", "HD"]),
     export=st.sampled_from(["all", "none", "A,B", "all,A"]),
     user=TEXTS,
