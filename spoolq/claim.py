@@ -218,6 +218,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
         live.scratch = daemon.scratch.take()
         message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy, held)
         message["until"] = began + daemon.policy.fence_s
+        daemon.around.wrap(at.entry, ready.job, message)
         daemon.family.send(message, live.outputs)
     except Gone:
         raise  # the next runner will say that it does not know it

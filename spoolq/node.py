@@ -17,7 +17,7 @@ from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
 from spoolq.devices import Kind, Kinds
-from spoolq.errors import UsageError
+from spoolq.errors import Misconfigured, UsageError
 from spoolq.live import Limits
 from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import NODE_NAME
@@ -76,6 +76,7 @@ def node(argv: Sequence[str]) -> int:
         wake=wake,
         groups=_groups(),
         device_files={**DEVICE_FILES, **found.settings.device_files},
+        settings=_executable(found.settings),
     )
 
     def stop() -> None:
@@ -101,6 +102,18 @@ def _groups() -> str | None:
         passed = cgroup.settle(groups)
         logging.info("control groups in %s: %s", groups, " ".join(sorted(passed)) or "no controllers")
     return groups
+
+
+def _executable(settings: Settings) -> Settings:
+    """The settings, if what is to run around every job can be run: a node without would fail them all."""
+    import shutil
+
+    for key in ("wrapper", "prolog", "epilog"):
+        words = getattr(settings, key)
+        if words and not shutil.which(words[0]):
+            origin = next(said.origin for said in settings.in_force if said.key == f"node.{key}")
+            raise Misconfigured(f"{origin}: {key}: {words[0]}: no such program here, or not executable")
+    return settings
 
 
 def _limits(given: arguments.Given) -> Limits:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import constraint, environment, jobfile, nodelist, options, profile, script
+from spoolq import constraint, environment, jobfile, nodelist, options, profile, script, stale
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
@@ -84,12 +84,17 @@ def job_of(pairs: Sequence[Pair], source: Source, found: Found, cwd: str, book: 
     base |= {"user": user_name(), "submitted": environment.timestamp(time.time()), "submit_host": os.uname().nodename}
 
     def make(pairs: Sequence[Pair]) -> Job:
-        return options.to_job(pairs, source.words, base, script=source.script is not None)
+        return stale.prepared(options.to_job(pairs, source.words, base, script=source.script is not None))
 
     if book is None:
         return checked(make(pairs), found)
     ruled = book.rule(pairs, make, source.words, source.script, source.name)
     return checked(make(ruled.pairs), found)._replace(policy=ruled.notes)
+
+
+def up_to_date(job: Job, cwd: str) -> bool:
+    """Whether a job need not run, since what it makes is newer than what it is made from."""
+    return job.if_stale and stale.up_to_date(absolute(job.chdir, cwd), job.inputs, job.targets)
 
 
 def checked(job: Job, found: Found) -> Job:

@@ -116,6 +116,9 @@ def job_json(job: Job) -> dict[str, Any]:
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "in": list(job.inputs),
+        "out": list(job.targets),
+        "if_stale": job.if_stale,
         "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
@@ -144,6 +147,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     else:
         pairs.append(("job file", "cannot be read any more"))
     pairs.append(("request", _request(placed)))
+    pairs += [("made from", ", ".join(job["in"]))] if job and job["in"] else []
+    pairs += [("makes", ", ".join(job["out"]))] if job and job["out"] else []
     pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
