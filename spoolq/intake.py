@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, parents, script, stale, stored
+from spoolq import begin, environment, fsops, home, jobfile, options, parents, script, stale, stored
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError, Misconfigured, SpoolqError, UsageError
 from spoolq.fsops import Answer
@@ -285,6 +285,8 @@ class Intake:
             raise JobFileError(str(error), file=name) from None
         if job.depend:
             job = job._replace(depend=parents.resolve(self.spool, job.depend))
+        if job.begin:
+            job = job._replace(begin=begin.resolved(job.begin, time.time()))
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

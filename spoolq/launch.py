@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import elbow, environment, fsops, home, host, paths, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored
 from spoolq.config import Policy
+from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
@@ -28,6 +29,7 @@ from spoolq.spool import Spool
 from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
 
 
@@ -64,6 +66,7 @@ class Launcher:
         *,
         state_dir: str,
         groups: str | None = None,
+        kinds: Kinds = NO_KINDS,
         path_map: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """
@@ -72,9 +75,10 @@ class Launcher:
         Args:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+            kinds: the devices of this node that are told apart.
             path_map: paths that are called otherwise on this node.
         """
-        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
+        self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
         self.path_map = path_map
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
@@ -163,14 +167,16 @@ class Launcher:
         with contextlib.suppress(OSError):
             fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
 
-    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy, held: Held) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
         job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        if self.kinds:
+            env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        message = {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,

@@ -62,6 +62,10 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
         book.close()
         profile.say(job.policy, sys.stderr.write)
     check_words(job.command, script=job.script)
+    if text := parsed.flags.get("unique"):
+        from spoolq import unique
+
+        job = job._replace(unique=unique.parse(text).key)
     return Asked(job, source.script, env)
 
 
@@ -73,6 +77,10 @@ def rulebook(found: Found) -> profile.Rulebook | None:
 def job_of(pairs: Sequence[Pair], source: Source, found: Found, cwd: str, book: profile.Rulebook | None = None) -> Job:
     """The job of some options, as rules and profiles want it."""
     base = {**found.policy.job_fields(), "name": name_of(source.name), "umask": own_umask(), "chdir": cwd}
+    if "SPOOLQ_JOB_ID" in os.environ:
+        from spoolq import nested
+
+        base |= nested.base(found.spool)
     base |= {"user": user_name(), "submitted": environment.timestamp(time.time()), "submit_host": os.uname().nodename}
 
     def make(pairs: Sequence[Pair]) -> Job:
@@ -99,6 +107,10 @@ def checked(job: Job, found: Found) -> Job:
         from spoolq import parents
 
         job = job._replace(depend=parents.resolve(found.spool, job.depend))
+    if job.begin:
+        from spoolq import begin
+
+        job = job._replace(begin=begin.resolved(job.begin, time.time()))
     return job
 
 

@@ -28,6 +28,7 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 _TEXTS = [
     "name",
     "chdir",
+    "begin",
     "held",
     "rerun",
     "output",
@@ -41,6 +42,8 @@ _TEXTS = [
     "submitted",
     "submit_host",
     "kill_on_invalid_dep",
+    "unique",
+    "parent",
 ]
 _NUMBERS = [
     "priority",
