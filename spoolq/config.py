@@ -172,6 +172,9 @@ class Settings(NamedTuple):
     rules: "tuple[Rule, ...]" = ()
 
 
+NO_SETTINGS = Settings()  # nobody says anything
+
+
 def parse_policy(data: bytes, file: str) -> Policy:
     """
     Read spool.toml.
