@@ -52,6 +52,13 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "idle_load", k.number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
     Key("policy", "overload_suspend", k.boolean, False, "jobs step aside while others take their cpus; see overload_s"),
     Key("limits", "overload_s", k.number(0, 86400), 30, "overload, or its end, must last so long"),
+    Key(
+        "policy",
+        "local_cwd",
+        k.choice("ignore", "warn", "refuse", "stage"),
+        "warn",
+        "if nodes do not see where you are",
+    ),
     Key("policy", "plugins", k.boolean, False, "ask plugins of spoolq.profile at submission too (see docs/plugins.md)"),
     Key("limits", "settle_s", k.number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", k.number(0, 86400), 10, "from SIGTERM to SIGKILL"),
@@ -65,6 +72,7 @@ KEYS: tuple[Key, ...] = (
         10,
         "before the first retry of a failure; each further waits twice as long",
     ),
+    Key("limits", "stage_mb", k.number(0), 100, 'the largest directory that local_cwd = "stage" copies'),
     Key("limits", "profile_s", k.number(0.05, 60), 2, "a profile.py that takes longer refuses the job"),
     Key("limits", "max_attempts", lambda n: int(k.number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(k.number(0)(mb)), 100, "refuse jobs when the spool has less room"),
@@ -116,6 +124,7 @@ class Policy(NamedTuple):
     max_running: int | None
     max_cpus: int | None
     drop_any_owner: bool
+    local_cwd: str
     plugins: bool
     mem_factor: float
     time_factor: float
@@ -130,6 +139,7 @@ class Policy(NamedTuple):
     fence_s: float
     dead_s: float
     retry_s: float
+    stage_mb: float
     profile_s: float
     max_attempts: int
     min_free_mb: int

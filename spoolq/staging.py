@@ -102,6 +102,22 @@ def _copy_all(source: str, target: str, goon: Callable[[], None], *, sync: bool)
         raise StageError(f"{error.filename or source}: {error.strerror} (to {target})") from error
 
 
+def size_of(directory: str, most: int) -> int:
+    """Bytes of all files in a directory; it is not looked at to the end once there are more than `most`."""
+    size = 0
+    for path in _files(directory):
+        with contextlib.suppress(FileNotFoundError):
+            size += os.lstat(path).st_size
+        if size > most:
+            break
+    return size
+
+
+def copy_tree(source: str, target: str) -> int:
+    """Copy what is new or changed in a directory, durably; returns bytes copied."""
+    return _copy_all(source, target, lambda: None, sync=True)
+
+
 def copy(source: str, target: str, goon: Callable[[], None] = lambda: None, *, sync: bool = False) -> int:
     """
     Copy one file, with its mode and time, if the target is not the same already; returns bytes copied.
