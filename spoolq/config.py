@@ -87,6 +87,7 @@ SETTINGS = (
     Key("node", "device_files", k.device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
     Key("node", "devices", check_devices, None, "what else jobs may ask for, by its ids: { gpu = 2 }"),
     Key("node", "scratch", k.path, None, "where jobs that stage have their files; default $TMPDIR"),
+    Key("node", "stage_cache", k.amount(parse_mb, MEM), None, "MB of staged files that stay here; default none"),
     Key("node", "path_map", k.path_map, None, "paths that are called otherwise on this node"),
     Key("node", "wrapper", k.words, None, "put before the words of every command"),
     Key("node", "prolog", k.words, None, "run before each command, as the job"),
@@ -166,6 +167,7 @@ class Settings(NamedTuple):
     device_files: Mapping[str, str] = MappingProxyType({})
     devices: Kinds = MappingProxyType({})
     scratch: str = ""
+    stage_cache: int | None = None
     path_map: Mapping[str, str] = MappingProxyType({})
     wrapper: tuple[str, ...] = ()
     prolog: tuple[str, ...] = ()
