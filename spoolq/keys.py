@@ -133,7 +133,7 @@ def resources(value: Any) -> dict[str, int]:
             raise UsageError(
                 f"{name[:60]!r} is no name for a resource (lower case; cpus and mem are keys of their own)"
             )
-    return {name: amount(parse_amount, name)(amount) for name, amount in value.items()}
+    return {name: amount(parse_amount, name)(said) for name, said in value.items()}
 
 
 def device_files(value: Any) -> dict[str, str]:

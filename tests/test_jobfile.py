@@ -69,6 +69,8 @@ JOBS = st.builds(
     depend=st.lists(st.sampled_from(["afterok:1", "afterany:42_7", "after:3"]), max_size=3).map(tuple),
     unique=TEXTS,
     constraint=TEXTS,
+    begin=TEXTS,
+    ages=st.just(False),
     parent=TEXTS,
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
