@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import fsops, history, home, jobfile, result
+from spoolq import fsops, history, home, result, stored
 from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -37,6 +37,7 @@ class Finished:
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
     somebody else decided about the job meanwhile. `requeue`: it is to run again, `retry`: since it failed.
+    `followed`: its children have ended with it, if they must.
     """
 
     at: Placed
@@ -53,6 +54,7 @@ class Finished:
     requeue: bool = False
     retry: bool = False
     requeued: bool = False
+    followed: bool = False
 
     @property
     def ending(self) -> str:
@@ -63,7 +65,7 @@ class Finished:
 def read_job(spool: Spool, job_id: int) -> Job | None:
     """The job file, or None if it is gone or unreadable: a job that ran still gets its result."""
     try:
-        return jobfile.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
+        return stored.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
     except (OSError, SpoolqError):
         return None
 

@@ -10,21 +10,25 @@ import contextlib
 import errno
 import os
 import pwd
+import signal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import environment, fsops, home, host, jobfile, ship
+from spoolq import devices, elbow, environment, fsops, home, host, script, ship, stored
 from spoolq.config import Policy
+from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
-from spoolq.resources import MEM, UNIT
 from spoolq.ship import Target
 from spoolq.spool import Spool
+from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
 
 
@@ -54,15 +58,18 @@ def _hopeless(problem: str) -> Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None) -> None:
+    def __init__(
+        self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None, kinds: Kinds = NO_KINDS
+    ) -> None:
         """
         Nothing is read yet.
 
         Args:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+            kinds: the devices of this node that are told apart.
         """
-        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
+        self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -91,11 +98,11 @@ class Launcher:
     def _read(self, entry: Entry) -> Prepared:
         try:
             data = home.read_job(self.spool.root, entry.id)
-            job = jobfile.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
+            job = stored.read_job(data, f"{home.path_of(self.spool.root, entry.id)}/job")
             packed = home.read_env(self.spool.root, entry.id)
             env = environment.shared(packed or b"", () if packed else self._base)
             # the interpreter is run on the copy, so that a spool mounted noexec does not matter
-            interpreter = jobfile.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
+            interpreter = script.interpreter(home.read_script(self.spool.root, entry.id)) if job.script else ()
         except JobFileError as error:
             return _hopeless(str(error))
         except OSError as error:
@@ -149,14 +156,16 @@ class Launcher:
         with contextlib.suppress(OSError):
             fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
 
-    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy, held: Held) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
         job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        if self.kinds:
+            env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        return {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,
@@ -171,8 +180,13 @@ class Launcher:
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
-            **limits(entry, job, policy),
+            **elbow.enforced(entry, job, policy)._asdict(),
         }
+        if job.signal:
+            word, before_s, first = parse_warning(job.signal)
+            number = int(word) if word.isdigit() else signal.Signals["SIG" + word].value
+            message["warn"] = [number, before_s, int(first)]
+        return message
 
     def _is_remote(self, path: str) -> bool:
         if path not in self._remote:
@@ -196,17 +210,6 @@ class Launcher:
             self._programs.clear()
         self._programs[key] = (now, found)
         return found
-
-
-def limits(entry: Entry, job: Job, policy: Policy) -> dict[str, Any]:
-    """What the runner enforces: `limit_s` in seconds and `mem_mb` in MB, None for no limit."""
-    wants = entry.wants
-    said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
-    enforce = MEM in wants and (said or policy.enforce_default_mem)
-    return {
-        "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
-        "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
-    }
 
 
 def base_environment() -> dict[str, str]:

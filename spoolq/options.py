@@ -8,24 +8,19 @@ Invariant: what `apply` returns are valid fields of a `Job`; of one option given
 Never looks at the machine: a relative path stays one, and the program makes it absolute.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
+from spoolq import values as v
 from spoolq.entry import MAX_NAME, MAX_PRIORITY, MIN_PRIORITY, RERUNS, format_facts
-from spoolq.environment import parse_export
 from spoolq.errors import UsageError
 from spoolq.job import DEFAULT_WANTS, Job
-from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_mb, parse_seconds
+from spoolq.resources import CPUS, MEM, parse_amount, parse_mb
+from spoolq.values import Fields
 
-Fields = dict[str, Any]  # arguments of Job
 Pairs = Iterable[tuple[Any, ...]]  # (name, value, ...): what Pair is
 
-MOST = 1_000_000_000 * UNIT  # of anything; keeps entry names short
-MOST_SECONDS = 10_000 * 86_400  # nine digits: what `parse_seconds` reads back
 _RANGE = (MIN_PRIORITY, MAX_PRIORITY)
-MOST_NODES = 10_000  # in one pattern
 GPU = "gpu"
 _NAME_REST = 65  # bytes of an entry name beside facts and label: rank, id, gen, attempt, what is added later
 _DECLARED = {"limit_s": {"time"}, "rerun": {"rerun"}}  # what a policy must not replace
@@ -51,7 +46,7 @@ class Parsed(NamedTuple):
 class Option(NamedTuple):
     """
     One row. `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
-    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone.
+    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone. `gathers`: given twice, both count.
     """
 
     name: str
@@ -63,138 +58,58 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()
     kind: str = "text"
     scope: str = JOB
-
-
-def _amount(name: str, amount: int) -> Fields:
-    if not 0 < amount <= MOST:
-        raise UsageError(f"{name}: must be more than 0 and at most {MOST // UNIT}")
-    return {"wants": {name: amount}}
-
-
-def _wants(name: str, read: Callable[[str, str], int]) -> Callable[[str], Fields]:
-    return lambda text: _amount(name, read(text, name))
-
-
-def _gres(text: str) -> Fields:
-    wants: dict[str, int] = {}
-    for part in text.split(","):
-        name, _, number = part.strip().replace("=", ":", 1).partition(":")
-        if not NAME.fullmatch(name):
-            raise UsageError(f"gres: {part[:40]!r} is no resource (examples: gpu:2, license=1; names are lower case)")
-        if name in (CPUS, MEM):
-            raise UsageError(f"gres: {name} has an option of its own, --{name}")
-        wants |= _amount(name, parse_amount(number or "1", f"gres {name}"))["wants"]
-    return {"wants": wants}
-
-
-def _time(text: str) -> Fields:
-    limit_s = parse_seconds(text)
-    if limit_s is not None and not 0 < limit_s <= MOST_SECONDS:
-        raise UsageError("time: must be more than 0 and at most 10000 days (for no limit: unlimited)")
-    return {"limit_s": limit_s}
-
-
-def _whole(option: str, low: int, high: int, sign: int = 1) -> Callable[[str], Fields]:
-    field = "priority" if option == "nice" else option
-
-    def parse(text: str) -> Fields:
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
-            raise UsageError(f"{option}: {text[:40]!r} is no whole number")
-        if not low <= (number := sign * int(text)) <= high:
-            raise UsageError(f"{option}: {field} {number} is not within {low}..{high}")
-        return {field: number}
-
-    return parse
-
-
-def _name(text: str) -> Fields:
-    if not text.strip() or not text.isprintable() or len(text) > 200:
-        raise UsageError(f"name: {text[:60]!r} must be 1 to 200 printable characters")
-    return {"name": text}
-
-
-def _path(field: str) -> Callable[[str], Fields]:
-    def parse(text: str) -> Fields:
-        if not text or "\0" in text:
-            raise UsageError(f"{field}: must be a path, not {text[:60]!r}")
-        return {field: text}
-
-    return parse
-
-
-def _choice(field: str, choices: Sequence[str]) -> Callable[[str], Fields]:
-    def parse(text: str) -> Fields:
-        if text not in choices:
-            raise UsageError(f"{field.replace('_', '-')}: {text[:40]!r} is none of {', '.join(choices)}")
-        return {field: text}
-
-    return parse
-
-
-def _flag(fields: Fields) -> Callable[[str], Fields]:
-    return lambda text: fields if text == "yes" else {}
-
-
-def _export(text: str) -> Fields:
-    parse_export(text)
-    return {"export": text}
-
-
-def _umask(text: str) -> Fields:
-    if not re.fullmatch(r"0?[0-7]{1,3}", text):
-        raise UsageError(f"umask: {text[:40]!r} is no octal mask (example: 0022)")
-    return {"umask": int(text, 8)}
-
-
-def _nodes(field: str) -> Callable[[str], Fields]:
-    def parse(text: str) -> Fields:
-        patterns = tuple(re.findall(r"(?:[^,\s\[]|\[[^\]]*\]?)+", text))  # commas in brackets do not part
-        if not patterns or not all(map(_node_regex, patterns)):
-            raise UsageError(f"{field}: names no node (examples: n1,n2 or n[1-4] or gpu*)")
-        return {field: patterns}
-
-    return parse
-
-
-def _wrap(text: str) -> Fields:
-    if not text.strip() or "\0" in text:
-        raise UsageError("wrap: names no command")
-    return {"command": ("/bin/sh", "-c", text)}
+    gathers: bool = False
 
 
 # fmt: off
 OPTIONS: tuple[Option, ...] = (
-    Option("cpus", "c", "N", _wants(CPUS, parse_amount), "cpus; 0.5 is allowed", "1", ("cpus-per-task",), "number"),
-    Option("mem", "m", "SIZE", _wants(MEM, parse_mb), "memory of the whole job in MB; 3G works", "1000", kind="number"),
-    Option("time", "t", "TIME", _time, "30 = minutes; 2:30:00, 90s, 2h30m", "unlimited", ("time-limit",), "number"),
-    Option("gpus", "G", "N", _wants(GPU, parse_amount), "GPUs; short for --gres gpu:N", "0", kind="number"),
-    Option("gres", "g", "NAME:N,..", _gres, "other resources that nodes offer", kind="list"),
-    Option("name", "J", "TEXT", _name, "name in tables", "the command's", ("job-name",)),
-    Option("priority", "p", "N", _whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
-    Option("nice", "", "N", _whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
-    Option("hold", "H", "", _flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
-    Option("nodelist", "w", "NODES", _nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
-    Option("exclude", "x", "NODES", _nodes("exclude"), "not on these", kind="list"),
-    Option("chdir", "D", "DIR", _path("chdir"), "directory to run in", "the current"),
-    Option("output", "o", "FILE", _path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
-    Option("error", "e", "FILE", _path("error"), "where stderr goes", "as stdout"),
-    Option("open-mode", "", "HOW", _choice("open_mode", ("append", "truncate")), "append or truncate", "truncate"),
-    Option("output-mode", "", "WHERE", _choice("output_mode", ("spool", "local")), "local: ship at the end", "spool"),
-    Option("export", "", "WHAT", _export, "variables to take: all, none, NAME, NAME=VALUE,..", "all", kind="list"),
-    Option("umask", "", "MASK", _umask, "mode bits to take off new files", "the current"),
-    Option("rerun", "", "WHEN", _choice("rerun", tuple(RERUNS)), "if its node dies: never, certain, yes", "certain"),
-    Option("requeue", "", "", _flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
-    Option("no-requeue", "", "", _flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
-    Option("retries", "r", "N", _whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
-    Option("wrap", "", "LINE", _wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
-    Option("file", "f", "JOB.TOML", _flag({}), "read the job from a file", scope=COMMAND_LINE),
-    Option("each-line", "", "FILE", _flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
-    Option("wait", "W", "", _flag({}), "wait for the end, exit with the job's code", kind="flag", scope=COMMAND_LINE),
-    Option("check", "", "", _flag({}), "only say which nodes could run it", kind="flag", scope=COMMAND_LINE),
-    Option("parsable", "", "", _flag({}), "print the id alone, as off a terminal", kind="flag", scope=COMMAND_LINE),
-    Option("json", "", "", _flag({}), "print JSON", kind="flag", scope=COMMAND_LINE),
-    Option("spool", "", "DIR", _flag({}), "which spool", "$SPOOLQ_DIR, then the configuration", scope=COMMAND_LINE),
-    Option("help", "h", "", _flag({}), "show this", kind="flag", scope=COMMAND_LINE),
+    Option("cpus", "c", "N", v.wants(CPUS, parse_amount), "cpus; 0.5 is allowed", "1", ("cpus-per-task",), "number"),
+    Option("mem", "m", "SIZE", v.wants(MEM, parse_mb), "memory of the whole job, MB; 3G works", "1000", kind="number"),
+    Option("time", "t", "TIME", v.time, "30 = minutes; 2:30:00, 90s, 2h30m", "unlimited", ("time-limit",), "number"),
+    Option("mem-factor", "", "F", v.factor("mem-factor"), "end it at F times its memory", "the spool's", kind="number"),
+    Option("time-factor", "", "F", v.factor("time-factor"), "end it at F times its time", "the spool's", kind="number"),
+    Option("signal", "", "[B:]SIG[@S]", v.warning, "send SIG S seconds before the end; B: to its first process", "60"),
+    Option("gpus", "G", "N", v.wants(GPU, parse_amount), "GPUs; short for --gres gpu:N", "0", kind="number"),
+    Option("gres", "g", "NAME:N,..", v.gres, "other resources that nodes offer", kind="list"),
+    Option("name", "J", "TEXT", v.name, "name in tables", "the command's", ("job-name",)),
+    Option("priority", "p", "N", v.whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
+    Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
+    Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
+    Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
+           aliases=("dependency",), kind="list"),
+    Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
+           "if that can never be: yes cancels, no waits", "yes"),
+    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
+    Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
+    Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
+    Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
+    Option("chdir", "D", "DIR", v.path("chdir"), "directory to run in", "the current"),
+    Option("output", "o", "FILE", v.path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
+    Option("error", "e", "FILE", v.path("error"), "where stderr goes", "as stdout"),
+    Option("open-mode", "", "HOW", v.choice("open_mode", ("append", "truncate")), "append or truncate", "truncate"),
+    Option("output-mode", "", "WHERE", v.choice("output_mode", ("spool", "local")), "local: ship at the end", "spool"),
+    Option("export", "", "WHAT", v.export, "variables to take: all, none, NAME, NAME=VALUE,..", "all", kind="list"),
+    Option("umask", "", "MASK", v.umask, "mode bits to take off new files", "the current"),
+    Option("rerun", "", "WHEN", v.choice("rerun", tuple(RERUNS)), "if its node dies: never, certain, yes", "certain"),
+    Option("requeue", "", "", v.flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
+    Option("no-requeue", "", "", v.flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
+    Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
+    Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
+    Option("in", "", "FILE,..", v.files("in", "inputs"), "what it is made from", kind="list", gathers=True),
+    Option("out", "", "FILE,..", v.files("out", "targets"), "what it makes; if it fails, FILE.failed", kind="list",
+           gathers=True),
+    Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
+           kind="flag"),
+    Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
+    Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
+    Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
+    Option("wait", "W", "", v.flag({}), "wait for the end, exit with the job's code", kind="flag", scope=COMMAND_LINE),
+    Option("unique", "", "KEY", v.flag({}), "one such job at a time: fail, or KEY:join it", scope=COMMAND_LINE),
+    Option("check", "", "", v.flag({}), "only say which nodes could run it", kind="flag", scope=COMMAND_LINE),
+    Option("parsable", "", "", v.flag({}), "print the id alone, as off a terminal", kind="flag", scope=COMMAND_LINE),
+    Option("json", "", "", v.flag({}), "print JSON", kind="flag", scope=COMMAND_LINE),
+    Option("spool", "", "DIR", v.flag({}), "which spool", "$SPOOLQ_DIR, then the configuration", scope=COMMAND_LINE),
+    Option("help", "h", "", v.flag({}), "show this", kind="flag", scope=COMMAND_LINE),
 )
 # fmt: on
 BY_NAME: dict[str, Option] = {name: option for option in OPTIONS for name in (option.name, *option.aliases)}
@@ -220,9 +135,9 @@ def apply(pairs: Pairs, base: Mapping[str, Any] | None = None) -> Fields:
     """
     last: dict[str, str] = {}
     for pair in pairs:
-        name = BY_NAME[pair[0]].name
-        last.pop(name, None)  # the last wins, also over other options for the same field
-        last[name] = pair[1]
+        option = BY_NAME[pair[0]]
+        earlier = last.pop(option.name, None)  # the last wins, also over other options for the same field
+        last[option.name] = f"{earlier},{pair[1]}" if option.gathers and earlier is not None else pair[1]
     fields: Fields = dict(base or {})
     wants = {**DEFAULT_WANTS, **fields.get("wants", {})}
     declared: set[str] = set(fields.get("declared", ()))
@@ -244,6 +159,9 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
         UsageError: a value is wrong, two commands or none, or an entry name that could be too long.
     """
     found = apply(pairs, base)
+    if typed := found.pop("typed", ()):  # `gpu:a100:2`
+        said = [f"({found['constraint']})"] if found.get("constraint") else []
+        found["constraint"] = " and ".join([*said, *typed])
     if command and "command" in found:
         raise UsageError("wrap: stands instead of a command, not beside one")
     job = Job(**{"command": tuple(command), **found, **fields})
@@ -366,34 +284,3 @@ def readme_table() -> str:
         script, toml = ("yes" if o.scope == JOB else ""), ("" if o.scope == COMMAND_LINE else f"`{o.name}`")
         lines.append(f"| {names} | {o.metavar} | {o.help} | {o.default} | {script} | {toml} |")
     return "\n".join(lines) + "\n"
-
-
-def node_matches(patterns: Iterable[str], node: str) -> bool:
-    """Whether a node's whole name fits one of the patterns; never a part of it."""
-    return any(_node_regex(pattern).fullmatch(node) for pattern in patterns)
-
-
-@lru_cache(maxsize=256)
-def _node_regex(pattern: str) -> re.Pattern[str]:
-    regex = ""
-    for part in re.findall(r"\[[^\]]*\]|.", pattern, re.DOTALL):
-        if part in ("*", "?"):
-            regex += ".*" if part == "*" else "."
-        elif re.fullmatch(r"[A-Za-z0-9._-]", part):
-            regex += re.escape(part)
-        elif re.fullmatch(r"\[\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*\]", part, re.ASCII):
-            regex += f"(?:{'|'.join(_numbers(part[1:-1], pattern))})"
-        else:
-            raise UsageError(f"nodes: {pattern[:60]!r} is no node (examples: n1, n[1-3,5], gpu*)")
-    return re.compile(regex)
-
-
-def _numbers(ranges: str, pattern: str) -> list[str]:
-    numbers: list[str] = []
-    for choice in ranges.split(","):
-        low, _, high = choice.partition("-")
-        if not 0 <= int(high or low) - int(low) < MOST_NODES - len(numbers):
-            raise UsageError(f"nodes: {pattern[:60]!r} has a range that is empty or longer than {MOST_NODES}")
-        # n[01-10] has two digits each, n[1-10] no zeros in front
-        numbers += [f"{number:0{len(low)}d}" for number in range(int(low), int(high or low) + 1)]
-    return numbers

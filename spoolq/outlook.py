@@ -9,16 +9,24 @@ at most MOST_FILES.
 """
 
 import contextlib
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from spoolq import roster, schedule
+from spoolq import begin, constraint, devices, roster, schedule
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
+from spoolq.precedence import Precedence
+from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Reason, parse_reason
+from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
+
+if TYPE_CHECKING:
+    from spoolq.parents import Parents
 
 MOST_FILES = 100
 _GONE = ("stopped", "dead", "silent", "new")
@@ -32,7 +40,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.id: placed.entry.wants for placed in running}
+    held = {placed.entry.id: holds(node, placed.entry) for placed in running}
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
@@ -42,10 +50,27 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
+        labels=constraint.sound(node.facts.get("labels")),
+        devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
+
+
+def lends(node: Seen, entry: Entry) -> Amounts:
+    """What a running job lends while it waits for jobs of its own, as its node says."""
+    said = node.facts.get("lent")
+    found = said.get(str(entry.id)) if isinstance(said, dict) else None
+    return {k: v for k, v in found.items() if type(v) is int} if isinstance(found, dict) else {}
+
+
+def holds(node: Seen, entry: Entry) -> Amounts:
+    """What a running job holds: what it asked for without what it lends."""
+    lent = lends(node, entry)
+    return {name: max(0, amount - lent.get(name, 0)) for name, amount in entry.wants.items()}
 
 
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
@@ -62,7 +87,9 @@ def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
     from spoolq import deliver
 
     job = deliver.read_job(spool, job_id)
-    return None if job is None else Conditions(nodelist=job.nodelist, exclude=job.exclude)
+    if job is None:
+        return None
+    return Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
 
 
 class Outlook:
@@ -72,8 +99,10 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
-        self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
+        self.precedence = Precedence(spool, nodes, self.views, live)
+        self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
+        self._parents: Parents | None = None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -87,7 +116,7 @@ class Outlook:
         self._files += 1
         said = {node: parse_reason(line) for node, line in quiet_whys(self.spool, placed.entry.id).items()}
         known = {view.name: pair[1] for view in self.views if (pair := said.get(view.name))}
-        return schedule.overall(known) if len(known) == len(self.views) else found
+        return overall(known) if len(known) == len(self.views) else found
 
     def _by_names(self, placed: Placed) -> Reason:
         entry = placed.entry
@@ -95,36 +124,56 @@ class Outlook:
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
+        if entry.held == "HD" and (found := self.waits_for(entry.id)):
+            return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held)
+        key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
         return known
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
+        if entry.held == begin.HELD and (when := begin.begins(entry)) is not None:
+            return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
+        if reason := self.precedence.limit(entry):
+            return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
-            reason = schedule.explain(entry, view, terms)
+            reason = self._on(view, entry, terms)
             if reason is None:
                 return Reason("Priority", f"{view.name} has room: waits for its turn")
             reasons[view.name] = reason
         if not reasons:
             return Reason("NoNodeAlive", no_node(self.nodes))
-        return schedule.overall(reasons)
+        return overall(reasons)
+
+    def waits_for(self, job_id: int) -> Reason | None:
+        """Which parent a job waits for and where that is; None if its file cannot be read."""
+        from spoolq import deliver, parents
+
+        with contextlib.suppress(OSError, SpoolqError):
+            if job := deliver.read_job(self.spool, job_id):
+                self._parents = self._parents or parents.Parents(self.spool)
+                return parents.reason(self._parents, job)
+        return None
 
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""
         terms = conditions_of(self.spool, entry.id) if entry.more else ANYWHERE
-        return {view.name: schedule.explain(entry, view, terms) for view in self.views}
+        return {view.name: self._on(view, entry, terms) for view in self.views}
+
+    def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
+        return schedule.explain(entry, view, terms) or self.precedence.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""
         capacities = {node.name: node.amounts("capacity") for node in self.nodes if node.amounts("capacity")}
-        return schedule.impossible(wants, capacities, terms)
+        labels = {node.name: constraint.sound(node.facts.get("labels")) for node in self.nodes}
+        return schedule.impossible(wants, capacities, terms, labels)
 
 
 _NOWHERE = NodeView(name="", capacity={}, free={})

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, awaiting, home, patience, where
+from spoolq import arguments, awaiting, home, patience, stored, where
 from spoolq.arguments import Command, Flag
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
@@ -82,12 +82,12 @@ def _settle(spool: Spool, job_id: int, stream: Stream) -> list[str]:
 
 def elsewhere(spool: Spool, placed: Placed, name: str) -> str | None:
     """Where a stream goes by the job's -o and -e, or None for its home."""
-    from spoolq import jobfile, result
+    from spoolq import result
 
     entry = placed.entry
     file = f"{home.path_of(spool.root, entry.id)}/job"
     try:
-        job = jobfile.read_job(home.read_job(spool.root, entry.id), file)
+        job = stored.read_job(home.read_job(spool.root, entry.id), file)
     except SpoolqError:
         return None
     pattern = job.output if name == "stdout" or job.error is None else job.error

@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 from spoolq import schedule
 from spoolq.entry import Entry
+from spoolq.reason import Reason
 from spoolq.reserve import Node, Task, Window, holder, opening, sooner, worth_moving
 from spoolq.resources import Amounts, fits, show, show_seconds
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan, Reason
+from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
 DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
@@ -104,7 +105,7 @@ def plan(
     """
     if view.draining or view.full:
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
-    me = Node(view.name, view.capacity, view.free, tuple(tasks))
+    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels)
     part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow)
     kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
     offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
@@ -147,7 +148,7 @@ def share(
         terms = conditions(entry) if entry.more or here else ANYWHERE
         able = walk.able(entry, roomy, terms)
         if here and (kept := walk.bars(entry, me.name)):
-            withheld.append((entry, _kept(me.name, kept)))
+            withheld.append((entry, kept_for(me.name, kept)))
         if not able:
             if terms is not None:
                 walk.keep_place(entry, terms)
@@ -179,6 +180,7 @@ class _Walk:
     def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float) -> None:
         self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
         self.nodes = {node.name: node for node in (me, *others)}
+        self.labels = {name: node.labels for name, node in self.nodes.items()}
         self.capacities = {name: node.capacity for name, node in self.nodes.items()}
         self.free = {name: dict(node.free) for name, node in self.nodes.items()}
         self.given: dict[str, list[Task]] = {name: [] for name in self.nodes}
@@ -192,15 +194,15 @@ class _Walk:
 
     def bars(self, entry: Entry, name: str) -> Window | None:
         """The reservation, of a job that comes before it, that keeps it from starting on a node."""
-        kept = self.windows.get(name)
+        kept = self.windows.get(name) if not entry.parent else None  # somebody may wait for it with his part of a node
         return kept if kept and not kept.lets(entry, self.elbow) else None
 
     def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:
         """(emptiness, name) of those that may take it, the preferred first."""
         if terms is None:
             return []
-        if terms.nodelist or terms.exclude:
-            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms)
+        if terms.nodelist or terms.exclude or terms.constraint:
+            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms, self.labels)
         found = [
             (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
             for name in roomy
@@ -228,7 +230,7 @@ class _Walk:
         now = holder(entry)
         if self.head and (now not in self.nodes or now in self.windows):
             return
-        names = schedule.could_take(entry.wants, self.capacities, terms)
+        names = schedule.could_take(entry.wants, self.capacities, terms, self.labels)
         if terms.missing and self.me.name in names:
             names.remove(self.me.name)
         if self.head:
@@ -245,7 +247,8 @@ class _Walk:
         self.windows[best] = Window(entry, seen[best])
 
 
-def _kept(node: str, kept: Window) -> Reason:
+def kept_for(node: str, kept: Window) -> Reason:
+    """Why a job does not start on a node that keeps a place for another."""
     when = "when enough jobs have ended" if kept.in_s is None else f"in {show_seconds(kept.in_s)} at the latest"
     text = f"{node} keeps {show(kept.entry.wants)} for job {kept.entry.id}, which starts {when}; this would delay it"
     return Reason("Priority", text)

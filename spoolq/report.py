@@ -16,8 +16,9 @@ from typing import Any
 
 from spoolq.entry import HELD, RERUN_WORDS, Entry
 from spoolq.history import Record, efficiency
+from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, add, show_amount, show_mb, show_seconds
-from spoolq.schedule import NodeView, Reason
+from spoolq.schedule import NodeView
 from spoolq.state import State
 
 FORMAT = 1  # of the JSON envelope; raised when a key changes its meaning or goes
@@ -286,7 +287,7 @@ def job_json(row: JobRow) -> dict[str, Any]:
 
 # --- nodes
 
-NODE_COLUMNS = _columns("NAME~8 STATE CPUS> MEM> LOAD> JOBS> BEAT> NOTE~8")
+NODE_COLUMNS = _columns("NAME~8 STATE CPUS> MEM> GRES~8 LOAD> JOBS> BEAT> NOTE~8")
 
 
 def node_lines(
@@ -302,6 +303,7 @@ def node_lines(
                 (row.state, _NODE_COLOURS.get(row.state, "yellow")),
                 f"{show_amount(held.get(CPUS, 0))}/{show_amount(view.capacity.get(CPUS, 0))}",
                 f"{show_mb(held.get(MEM, 0)) if held.get(MEM) else 0}/{show_mb(view.capacity.get(MEM, 0))}",
+                others(held, view.capacity) or "-",
                 "-" if row.load is None else f"{row.load:.2f}",
                 str(len(view.held)),
                 "-" if row.beat_age_s is None else f"{row.beat_age_s:.0f}s",
@@ -309,6 +311,12 @@ def node_lines(
             ]
         )
     return table(NODE_COLUMNS, cells, width, header=header, colour=colour)
+
+
+def others(held: Mapping[str, int], capacity: Mapping[str, int]) -> str:
+    """What there is beside cpus and memory, declared by jobs / total: `gpu 0.5/2, io 3/4`."""
+    names = sorted(name for name in capacity if name not in (CPUS, MEM))
+    return ", ".join(f"{name} {show_amount(held.get(name, 0))}/{show_amount(capacity[name])}" for name in names)
 
 
 # --- history

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, fsops, home, host, result
+from spoolq import deliver, descent, fsops, home, host, result
 from spoolq.deliver import Finished
 from spoolq.fsops import Answer
 from spoolq.spool import Placed
@@ -66,6 +66,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if record := deliver.proof(known.recorded, entry):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
+    descent.end_children(daemon.spool, entry.id, daemon.node)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"

@@ -8,29 +8,23 @@ Invariants: what is started fits into what is free, in every dimension; every jo
 start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
-import fnmatch
-import functools
 import itertools
-import re
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spoolq.constraint import Labels, mismatch
+from spoolq.devices import Stock
 from spoolq.entry import HELD, Entry
-from spoolq.errors import UsageError
+from spoolq.nodelist import matches
+from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
-IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
+IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
 WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
-MAX_NODES = 10_000  # names that one pattern may stand for
 HOLDERS = 3  # named in a reason
 
-# one word for each reason, from the most to the least hopeful; Slurm's where it has one
-_WORDS = (
-    "Priority Resources MeasuredLoad DeviceBusyOutside UserLimit ArrayTaskLimit SpoolFull NodeDrained RetryBackoff "
-    "BeginTime Dependency CwdMissing JobHeldUser JobHeldAdmin ReqNodeNotAvail BadConstraints NoNodeAlive"
-)
-WORDS = tuple(_WORDS.split())
 
 _HELD_TEXT = {
     "HU": "held by its user until `spoolq release`",
@@ -39,25 +33,6 @@ _HELD_TEXT = {
     "HB": "waits for its begin time",
     "HR": "waits before it is tried again",
 }
-_RANGES = re.compile(r"\[([0-9][0-9,-]*)\]")
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
-_LINE = re.compile(r"(?:(\S+) )?([A-Z][A-Za-z]+): (.*)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a job does not start: a word of WORDS, and a text with figures."""
-
-    word: str
-    text: str
-
-    def __post_init__(self) -> None:
-        """Reject an unknown word."""
-        assert self.word in WORDS, self.word
-
-    def __str__(self) -> str:
-        """`Resources: needs 4 cpus, ...`; `parse_reason` reads it back."""
-        return f"{self.word}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +41,18 @@ class Conditions:
     What a job's entry does not say.
 
     `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
+    `constraint` is about the labels of the node (see `constraint`), or empty.
     `missing` is the working directory that does not exist on this node, or empty.
     """
 
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     missing: str = ""
 
 
 ANYWHERE = Conditions()
+NO_LABELS: Mapping[str, Labels] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +65,10 @@ class NodeView:
         held: what each running or claimed job holds, by id.
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
+        busy: numbers of the devices that processes outside spoolq use, by resource.
+        idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
+        labels: what constraints are asked of.
+        devices: what is free of each device, where some are told apart.
     """
 
     name: str
@@ -96,7 +78,10 @@ class NodeView:
     full: bool = False
     draining: bool = False
     note: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    busy: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    idle_load: int = IDLE_LOAD
+    labels: Labels = field(default_factory=dict)
+    devices: Stock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +125,7 @@ def admit(
     if node.draining or node.full:
         stay, waiting = [(entry, 0, None) for entry in waiting], ()
     room = left.get
+    stock = node.devices.copy() if node.devices else None
     for entry in waiting:
         wants = entry.wants
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
@@ -148,6 +134,8 @@ def admit(
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
+            if stock and not reason and stock.lend(wants) is None:
+                reason = _no_device(wants, node) or Reason("Priority", "its devices go to jobs that come first")
             if reason:
                 stay.append((entry, len(start), reason))
                 continue
@@ -196,7 +184,7 @@ def explain(
     reason = _unsuitable(entry, node, conditions)
     if reason and reason.word != "CwdMissing":
         return reason
-    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or _no_device(entry.wants, node) or reason
 
 
 def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
@@ -211,9 +199,19 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
         return Reason("ReqNodeNotAvail", f"asks for {','.join(conditions.nodelist)}, and this is {node.name}")
     if matches(conditions.exclude, node.name):
         return Reason("ReqNodeNotAvail", f"excludes {','.join(conditions.exclude)}, and this is {node.name}")
+    if conditions.constraint and (differs := mismatch(conditions.constraint, node.labels)):
+        return Reason("BadConstraints", f"asks for {conditions.constraint}, and on {node.name} {differs}")
     if conditions.missing:
         return Reason("CwdMissing", f"its directory {conditions.missing} does not exist on {node.name}")
     return None
+
+
+def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
+    """Enough in sum, and yet not to be lent: a part of a job's share is never of two devices."""
+    if not node.devices or not (text := node.devices.why(wants)):
+        return None
+    names = [name for name in node.devices.free if name in wants]
+    return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
 
 
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
@@ -230,8 +228,17 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    if node.devices and all(name in node.devices.busy for name in short):
+        busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
-    return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
+    if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} in use outside spoolq"]))
+    remedy = ""
+    if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
+        enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10
+        remedy = f" (if that is usual there, idle_load = {enough:g} in spool.toml lets it start)"
+    return Reason("MeasuredLoad", "; ".join([*parts, f"the rest is used outside spoolq{remedy}"]))
 
 
 def _figure(name: str, amount: int) -> str:
@@ -262,7 +269,11 @@ def _holders(names: Sequence[str], held: Mapping[int, Amounts], verb: str) -> st
 
 
 def effective_free(
-    capacity: Amounts, allocations: Iterable[Amounts], measured: Amounts | None, unused_reservation: int = 0
+    capacity: Amounts,
+    allocations: Iterable[Amounts],
+    measured: Amounts | None,
+    unused_reservation: int = 0,
+    idle_load: int = IDLE_LOAD,
 ) -> dict[str, int]:
     """
     What a node may lend: min(capacity - declared, what the machine really has), thousandths.
@@ -270,42 +281,70 @@ def effective_free(
     Args:
         allocations: what each running or claimed job declared.
         measured: `cpus` that processes outside spoolq leave (jobs of spoolq not counted as use) and
-            `mem` available now, each optional; None if the capacity was set above the machine's.
+            `mem` available now, each optional; and what others leave of devices that they use.
         unused_reservation: memory that running jobs declared and do not use yet, thousandths of MB:
             it is still free as measured, and spoken for.
+        idle_load: what others may use of the cpus without counting, thousandths.
     """
     declared = add(*allocations)
     free = free_of(capacity, (declared,))
-    if measured and CPUS in measured and CPUS in free:
-        free[CPUS] = max(0, min(free[CPUS], measured[CPUS] + IDLE_LOAD - declared.get(CPUS, 0)))
-    if measured and MEM in measured and MEM in free:
-        free[MEM] = max(0, min(free[MEM], measured[MEM] - unused_reservation))
+    for name, amount in (measured or {}).items():
+        if name in free:
+            spoken_for = unused_reservation if name == MEM else declared.get(name, 0)
+            tolerated = idle_load if name == CPUS else 0
+            free[name] = max(0, min(free[name], amount + tolerated - spoken_for))
     return free
 
 
-def could_take(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> list[str]:
-    """The names of the nodes, given their capacities, that could run it when empty; sorted."""
-    return sorted(name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+def could_take(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> list[str]:
+    """
+    The names of the nodes, given their capacities, that could run it when empty; sorted.
+
+    Args:
+        labels: by node; of one that is not there nothing is known, and a constraint does not count.
+    """
+    able = (name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+    return sorted(name for name in able if not _differs(name, conditions, labels))
+
+
+def _differs(name: str, conditions: Conditions, labels: Mapping[str, Labels]) -> str:
+    return mismatch(conditions.constraint, labels[name]) if conditions.constraint and name in labels else ""
 
 
 def _allowed(name: str, conditions: Conditions) -> bool:
     return (not conditions.nodelist or matches(conditions.nodelist, name)) and not matches(conditions.exclude, name)
 
 
-def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> str | None:
+def impossible(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> str | None:
     """
     Why none of the known nodes could ever run it, even empty; None if one could or none is known.
 
     Args:
         nodes: name -> capacity, thousandths.
+        labels: as for `could_take`.
     """
-    if not nodes or could_take(wants, nodes, conditions):
+    if not nodes or could_take(wants, nodes, conditions, labels):
         return None
     allowed = {name: capacity for name, capacity in nodes.items() if _allowed(name, conditions)}
     if not allowed:
         asked = ",".join(conditions.nodelist) or "any node"
         but = f" except {','.join(conditions.exclude)}" if conditions.exclude else ""
         return f"asks for {asked}{but}, and no known node is that (known: {_some(sorted(nodes))})"
+    differ = {name: differs for name in sorted(allowed) if (differs := _differs(name, conditions, labels))}
+    if len(differ) == len(allowed):
+        parts = [f"on {name} {differs}" for name, differs in differ.items()]
+        return f"asks for {conditions.constraint}, and no known node is so: {_some(parts)}"
+    allowed = {name: capacity for name, capacity in allowed.items() if name not in differ}
     best = {name: max(capacity.get(name, 0) for capacity in allowed.values()) for name in wants}
     if short := lacking(wants, best):
         parts = [f"{_needs(wants, name)}, and no node has more than {_figure(name, best[name])}" for name in short]
@@ -316,20 +355,6 @@ def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditi
 
 def _some(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
-
-
-def overall(reasons: Mapping[str, Reason]) -> Reason:
-    """The one reason to show for a job: of what the nodes say (by name), the most hopeful."""
-    if not reasons:
-        return Reason("NoNodeAlive", "no node is alive; start one with `spoolq node`")
-    name = min(reasons, key=lambda node: (WORDS.index(reasons[node].word), node))
-    return Reason(reasons[name].word, f"{name}: {reasons[name].text}")
-
-
-def parse_reason(line: str) -> tuple[str, Reason] | None:
-    """(node or empty, reason) from `n3 Resources: needs ...`, the line of a why file; None if it is none."""
-    match = _LINE.fullmatch(line.strip())
-    return (match[1] or "", Reason(match[2], match[3])) if match and match[2] in WORDS else None
 
 
 def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
@@ -352,49 +377,3 @@ def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -
     if len(equals) < 2:
         return 0, 0
     return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)
-
-
-def matches(patterns: Iterable[str], name: str) -> bool:
-    """Whether a node's name is among patterns: exact, `n*` (glob), `n[1-3,5]`, or several with commas."""
-    compiled = [_compiled(pattern) for pattern in patterns]
-    return any(name in exact or any(fnmatch.fnmatchcase(name, g) for g in globs) for exact, globs in compiled)
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(pattern: str) -> tuple[frozenset[str], tuple[str, ...]]:
-    try:
-        words = node_names(pattern)
-    except UsageError:  # refused at submission; by hand in a job file it names nobody
-        return frozenset(), ()
-    return frozenset(words), tuple(word for word in words if set(word) & set("*?["))
-
-
-def node_names(text: str) -> list[str]:
-    """
-    The names and globs that a node list stands for: `n[08-10],big*` is n08 n09 n10 big*.
-
-    Raises:
-        UsageError: a range is malformed, or the list is longer than MAX_NODES.
-    """
-    found: list[str] = []
-    for word in re.split(r",(?![^\[\]]*\])", text):
-        parts = _RANGES.split(word.strip())
-        choices = [_numbers(part, text) if index % 2 else [part] for index, part in enumerate(parts)]
-        size = 1
-        for choice in choices:
-            size *= len(choice)
-        if size + len(found) > MAX_NODES:
-            raise UsageError(f"nodes: {text[:60]!r} stands for more than {MAX_NODES} names")
-        found += ["".join(choice) for choice in itertools.product(*choices)] if word.strip() else []
-    return found
-
-
-def _numbers(text: str, whole: str) -> list[str]:
-    found: list[str] = []
-    for part in text.split(","):
-        match = _RANGE.fullmatch(part)
-        low, high = (match[1], match[2] or match[1]) if match else ("1", "0")
-        if not 0 <= int(high) - int(low) < MAX_NODES:
-            raise UsageError(f"nodes: [{text[:40]}] in {whole[:60]!r} is no range, or a long one (example: n[1-3,5])")
-        found += [str(number).zfill(len(low)) for number in range(int(low), int(high) + 1)]
-    return found

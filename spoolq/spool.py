@@ -1,10 +1,9 @@
 """
 The spool: alone knows the directory layout and the rename protocol.
 
-One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and
-directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and
-contended transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`). Whoever the entry
-belongs to afterwards is told by `move` alone.
+One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and directory are
+state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and contended
+transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`); `move` says who won.
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
@@ -18,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from spoolq import fsops, home
-from spoolq.entry import HOMES, Entry, fitting, order, parse_name, rank_of, segment, segment_holds
+from spoolq.entry import HOMES, Entry, fitting, leaving, order, parse_name, rank_of, segment, segment_holds
 from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
 from spoolq.state import TRANSITIONS, State, of_entry
@@ -238,7 +237,7 @@ class Spool:
         """
         assert (at.top, top) in TRANSITIONS, f"{at.top} -> {top} is no transition"
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
-        entry = fitting(entry)
+        entry = fitting(entry if top == at.top else leaving(entry, at.top))
         target = Placed(place_of(top, entry, node), entry)
         return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
 
@@ -272,13 +271,14 @@ class Spool:
         return self.transfer(at, "held", at.entry.next(held=why))
 
     def release(self, at: Placed) -> tuple[Answer, Placed]:
-        """held -> queue."""
+        """held -> queue, at any time from now on."""
         return self.transfer(at, "queue", at.entry.next(held=""))
 
     def edit(self, at: Placed, *, priority: int | None = None, **changes: Any) -> tuple[Answer, Placed]:
-        """Rename in place with other facts; a new priority may change the segment."""
+        """Rename in place with other facts; a new priority may change the segment, `held` the top."""
         changes |= {"rank": rank_of(priority)} if priority is not None else {}
-        return self.transfer(at, at.top, at.entry.next(**changes), at.node)
+        top = ("held" if changes["held"] else "queue") if "held" in changes else at.top
+        return self.transfer(at, top, at.entry.next(**changes), at.node)
 
     def sweep_segments(self) -> None:
         """Remove empty segments, off the hot path; one that is in use says ENOTEMPTY and stays."""

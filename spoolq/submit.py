@@ -11,12 +11,12 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from spoolq import environment, home, jobfile, options, patience, request, where
+from spoolq import environment, home, options, patience, request, stored, where
 from spoolq.entry import label_of
-from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
+from spoolq.errors import SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
-from spoolq.request import Asked, Source
+from spoolq.request import Asked
 from spoolq.spool import Placed, Spool
 
 BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
@@ -59,13 +59,19 @@ def sub(argv: Sequence[str]) -> int:
     found = where.find(parsed.flags.get("spool", ""), make=not check)
     cwd = request.current_directory()
     if "each-line" in parsed.flags:
+        from spoolq.lines import each_line
+
         ids = each_line(parsed, found, cwd, only_check=check)
     else:
         asked = request.ask(parsed, found, cwd)
         if check:
-            return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
-        ids = [submit(found, asked).entry.id]
-        _announce(ids, parsed)
+            return show_check(asked.job, found.spool, as_json="json" in parsed.flags)
+        if request.up_to_date(asked.job, cwd):
+            say_fresh(", ".join(asked.job.targets))
+            return 0
+        ids = [submit_or_join(found, asked, parsed)[0].entry.id]
+        announce(ids, parsed)
+        tell(found, ids, asked.job)
     if ids and "wait" in parsed.flags:
         from spoolq import awaiting
 
@@ -95,11 +101,50 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     spool = found.spool
     request.check_nodes(asked.job, spool, warn_none=warn)
     home.check_space(spool.root, int(found.policy.min_free_mb))
-    data = _fitting(jobfile.format_job(asked.job))
+    data = _fitting(stored.format_job(asked.job))
+    if asked.job.unique:
+        from spoolq import unique
+
+        unique.look(spool, asked.job)
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
+    _look_at_parents(spool, [placed], asked.job)
     return placed
+
+
+def submit_or_join(found: where.Found, asked: Asked, parsed: Parsed, *, warn: bool = True) -> tuple[Placed, bool]:
+    """`submit`, or with `--unique KEY:join` the job that has the key; and whether it is that one."""
+    if "unique" not in parsed.flags:
+        return submit(found, asked, warn=warn), False
+    from spoolq import unique
+
+    try:
+        return submit(found, asked, warn=warn), False
+    except unique.Taken as taken:
+        if not unique.parse(parsed.flags["unique"]).join:
+            raise
+        if sys.stderr.isatty():
+            sys.stderr.write(f"spoolq: joined job {taken.at.entry.id} ({taken.at.state.name})\n")
+        return taken.at, True
+
+
+def say_fresh(what: str) -> None:
+    """Nothing was submitted, and that is as it should be."""
+    sys.stderr.write(f"spoolq: up to date, nothing submitted: {what}\n")
+
+
+def tell(found: where.Found, ids: Sequence[int], job: Job) -> None:
+    """Let the hook know, which is one for all jobs of a submission; what goes wrong in it is no matter of theirs."""
+    try:
+        settings = found.settings
+        if settings.on_submit or found.policy.plugins:
+            from spoolq import hook
+
+            hooks = hook.Hooks(settings, found.spool.root, where.log_file("hooks.log"), plugins=found.policy.plugins)
+            hooks.tell(hook.SUBMIT, {**hook.of_job(job.entry(ids[0]), job), "JOB_IDS": ranges(ids)})
+    except (SpoolqError, OSError) as error:
+        request.warn(f"the hook for submissions was not run: {error}")
 
 
 def _fitting(data: bytes) -> bytes:
@@ -111,8 +156,15 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
+        _record_child(spool, job_id, asked.job)
+        if asked.job.unique:
+            _take_key(spool, job_id, asked.job)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
         placed = spool.submit(job_id, asked.job.entry(job_id))
+        if asked.job.unique:
+            from spoolq import unique
+
+            unique.committed(spool, asked.job, job_id)
         patience.so_far(lambda: f"submitted as {job_id}, but the spool cannot say that it is durable")
         return placed
     except OSError as error:
@@ -120,6 +172,23 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         home.discard(spool.root, job_id)
         if error.errno in FULL:
             raise TryAgain(f"{spool.root}: {error.strerror}: nothing was submitted; make room and try again") from error
+        raise
+
+
+def _record_child(spool: Spool, job_id: int, job: Job) -> None:
+    if job.parent.isdigit():
+        from spoolq import nested
+
+        nested.record(spool, job, job_id)
+
+
+def _take_key(spool: Spool, job_id: int, job: Job) -> None:
+    from spoolq import unique
+
+    try:
+        unique.take(spool, job, job_id)
+    except SpoolqError:
+        home.discard(spool.root, job_id)
         raise
 
 
@@ -131,7 +200,18 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
 
 
-def _announce(ids: Sequence[int], parsed: Parsed) -> None:
+def _look_at_parents(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
+    if job.depend:
+        from spoolq import parents, steer
+
+        try:
+            for note in parents.after_commit(spool, placed, job, steer.writer()):
+                request.warn(note)
+        except OSError as error:  # it is submitted all the same, and nodes look again
+            request.warn(f"its parents could not be looked at: {error.strerror}")
+
+
+def announce(ids: Sequence[int], parsed: Parsed) -> None:
     try:
         if "json" in parsed.flags:
             from spoolq.arguments import print_json
@@ -157,7 +237,7 @@ def ranges(ids: Sequence[int]) -> str:
     return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in parts)
 
 
-def _show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
+def show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
     could = request.could_run(job, spool)
     if as_json:
         from spoolq.arguments import print_json
@@ -168,97 +248,6 @@ def _show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
         for node, why in could["could_not"].items():
             print(f"not on {node}: {why}")
     return 0 if could["could_run"] or not could["could_not"] else 2
-
-
-# --- one job a line
-
-
-def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool) -> list[int]:
-    """
-    Submit one job for each line of a file; returns the ids in the order of the lines.
-
-    All lines are checked before the first is submitted.
-    """
-    file = parsed.flags["each-line"]
-    if parsed.words or "file" in parsed.flags or any(pair.name == "wrap" for pair in parsed.pairs):
-        raise UsageError("--each-line takes the commands from its file: leave out any other")
-    shown = request.STDIN if file == "-" else file
-    commands, names = _read_lines(file, shown)
-    if not commands:
-        raise JobFileError("has no line with a command", file=shown)
-    named = any(pair.name == "name" for pair in parsed.pairs)
-    pairs = [*request.weaker(), *parsed.pairs]
-    job, env = request.complete(pairs, Source(commands[0], None, names[0]), found, cwd)
-    if named:
-        names = [job.name] * len(names)
-    options.to_job(pairs, commands[0], {"name": max(set(names), key=len)})  # refused if its entry could not be named
-    if only_check:
-        if _show_check(job, found.spool, as_json="json" in parsed.flags):
-            raise RequestError("no known node could ever run any of these")
-        return []
-    request.check_nodes(job, found.spool)
-    quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
-    ids: list[int] = []
-
-    def outcome() -> str:
-        told, left = f" ({ranges(ids)})" if ids else "", min(BATCH, len(commands) - len(ids))
-        return f"{len(ids)} of {len(commands)} jobs were submitted{told}, perhaps up to {left} more"
-
-    patience.so_far(outcome)
-    try:
-        for batch in submit_many(found, job, env, commands, names):
-            ids += batch
-            if not quiet:
-                _announce(batch, parsed)
-    except (SpoolqError, OSError) as error:
-        full = isinstance(error, TryAgain) or getattr(error, "errno", None) in FULL
-        said = f"{len(ids)} of {len(commands)} jobs were submitted{f' ({ranges(ids)})' if ids else ''}, then: {error}"
-        raise (TryAgain if full else SpoolqError)(said) from error
-    finally:
-        if quiet and ids:
-            _announce(ids, parsed)
-    return ids
-
-
-def _read_lines(file: str, shown: str) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Commands and names of the lines that are neither blank nor comments."""
-    try:
-        data = request.read_stdin() if file == "-" else _whole(file)
-    except OSError as error:
-        raise JobFileError(f"cannot be read: {error.strerror}", file=shown) from error
-    commands: list[tuple[str, ...]] = []
-    names: list[str] = []
-    known: dict[str, str] = {}
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        line = raw.strip()
-        if not line or line.startswith(b"#"):
-            continue
-        try:
-            command = command_of(line.decode())
-            request.check_words(command)
-        except UnicodeDecodeError:
-            raise JobFileError("is not UTF-8", file=shown, line=number) from None
-        except UsageError as error:
-            raise JobFileError(str(error), file=shown, line=number) from None
-        first = command[2].split(None, 1)[0] if command[0] == "/bin/sh" and len(command) == 3 else command[0]
-        if first not in known:
-            known[first] = request.name_of(first)
-        commands.append(command)
-        names.append(known[first])
-    return commands, names
-
-
-def _whole(file: str) -> bytes:
-    with open(file, "rb") as stream:
-        return stream.read()
-
-
-def command_of(line: str) -> tuple[str, ...]:
-    """The words of a line that means the same with and without a shell; any other is run by one."""
-    if words := jobfile.words(line):
-        return tuple(words)
-    request.refuse_background(line)
-    return (*jobfile.SHELL, line)
 
 
 def submit_many(
@@ -277,13 +266,14 @@ def submit_many(
     last: int | None = None
     batch: list[Placed] = []
     failed: BaseException | None = None
-    for data, name in zip(jobfile.format_many(job, commands, names), names, strict=True):
+    for data, name in zip(stored.format_many(job, commands, names), names, strict=True):
         job_id, fitting = 0, _fitting(data)
         try:
             if not batch:
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
+            _record_child(spool, job_id, job)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):
@@ -293,14 +283,15 @@ def submit_many(
         if isinstance(packed, bytes):
             packed = f"{home.path_of(root, job_id)}/env"
         if len(batch) == BATCH:
-            yield _through(spool, batch)
+            yield _through(spool, batch, job)
             batch = []
     if batch:
-        yield _through(spool, batch)
+        yield _through(spool, batch, job)
     if failed is not None:
         raise failed
 
 
-def _through(spool: Spool, batch: Sequence[Placed]) -> list[int]:
+def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
+    _look_at_parents(spool, batch, job)
     return [placed.entry.id for placed in batch]

@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Sequence
 
-from spoolq import awaiting, home
+from spoolq import awaiting, home, stored
 from spoolq.awaiting import Outcome
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.spool import Spool
@@ -175,10 +175,9 @@ class Following:
 
 def ships(spool: Spool, job_id: int) -> bool:
     """Whether a job's output is on its node's own disk until it ends."""
-    from spoolq import jobfile
 
     try:
-        job = jobfile.read_job(home.read_job(spool.root, job_id), "job")
+        job = stored.read_job(home.read_job(spool.root, job_id), "job")
     except (OSError, SpoolqError):
         return False
     return job.output_mode == "local"

@@ -4,7 +4,7 @@ import json
 import os
 from typing import Any
 
-from spoolq import deliver, home, host, jobfile
+from spoolq import deliver, home, host, stored
 from spoolq.fsops import Answer
 from spoolq.job import Job
 from spoolq.selector import me
@@ -17,7 +17,7 @@ def put(spool: Spool, **facts: Any) -> Placed:
     """Submit a job of this user."""
     job = Job(**{"command": ("true",), "name": "t", "user": me(), "submitted": "2025-01-01T00:00:00Z", **facts})
     job_id = home.allocate(spool.root)
-    home.fill(spool.root, job_id, jobfile.format_job(job))
+    home.fill(spool.root, job_id, stored.format_job(job))
     return spool.submit(job_id, job.entry(job_id))
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 
-from spoolq import environment, home, jobfile
+from spoolq import environment, home, script, stored
 from spoolq.fsops import Answer
 from spoolq.job import RESULT_KEYS
 from spoolq.resources import CPUS, MEM
@@ -78,11 +78,11 @@ class Node(threading.Thread):
 
     def launch(self, at):
         job_id, root = at.entry.id, self.spool.root
-        job = jobfile.read_job(home.read_job(root, job_id), "job")
+        job = stored.read_job(home.read_job(root, job_id), "job")
         path = home.path_of(root, job_id)
         argv = list(job.command)
         if job.script:
-            argv = [*jobfile.interpreter(home.read_script(root, job_id)), f"{path}/script", *argv]
+            argv = [*script.interpreter(home.read_script(root, job_id)), f"{path}/script", *argv]
         files = []
         for stream, pattern in (("stdout", job.output), ("stderr", job.error)):
             if stream == "stderr" and pattern is None and job.output is not None:

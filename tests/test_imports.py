@@ -16,22 +16,39 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "agenda",
+        "constraint",
+        "depend",
+        "begin",
+        "devices",
         "entry",
+        "elbow",
         "environment",
         "errors",
+        "fair",
         "history",
         "job",
         "jobfile",
+        "keys",
         "lease",
+        "nodelist",
         "options",
+        "overload",
         "pack",
+        "reason",
         "report",
         "reserve",
         "resources",
         "result",
+        "rules",
         "runs",
         "schedule",
+        "script",
+        "smooth",
         "state",
+        "stored",
+        "toml",
+        "values",
     ]
 )
 FORBIDDEN_IN_PURE = frozenset(
@@ -47,12 +64,18 @@ TOUCH_THE_SPOOL = frozenset(
         "amend",
         "claim",
         "deliver",
+        "descent",
         "doctor",
+        "due",
         "home",
         "intake",
         "launch",
+        "nested",
+        "parents",
         "peers",
+        "placement",
         "presence",
+        "queue",
         "recover",
         "rerun",
         "ship",
@@ -60,6 +83,7 @@ TOUCH_THE_SPOOL = frozenset(
         "spool",
         "steer",
         "trial",
+        "unique",
     ]
 )
 
@@ -135,7 +159,7 @@ def test_only_few_rooms_make_calls_on_the_spool():
 
 def test_only_fsops_renames_links_or_syncs_on_the_spool():
     """`os.rename` and its kin elsewhere are about node-local files only."""
-    local = {"channel", "claims", "recover", "journal", "kin", "presence", "takeover"}
+    local = {"channel", "claims", "hook", "recover", "journal", "kin", "presence", "shepherd", "takeover"}
     for path in PACKAGE.glob("*.py"):
         calls = {
             node.func.attr

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spoolq import jobfile as jf
-from spoolq import options
+from spoolq import options, script, stored, values
 from spoolq.environment import shown
 from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.job import Job
@@ -54,16 +54,28 @@ JOBS = st.builds(
     umask=st.integers(0, 0o777),
     wants=st.tuples(AMOUNTS, AMOUNTS, GRES).map(lambda t: {"cpus": t[0], "mem": t[1], **t[2]}),
     declared=st.frozensets(st.sampled_from(["cpus", "mem", "gpu", "time"])),
-    limit_s=st.none() | st.integers(1, options.MOST_SECONDS),
+    limit_s=st.none() | st.integers(1, values.MOST_SECONDS),
     priority=st.integers(-499, 500),
     retries=st.integers(0, 1000),
     rerun=st.sampled_from(["never", "certain", "yes"]),
+    mem_factor=st.none() | st.floats(1, 100),
+    time_factor=st.none() | st.floats(1, 100),
+    signal=st.sampled_from(["", "USR1@60", "B:10@1", "TERM@864000000"]),
     output=st.none() | TEXTS,
     error=st.none() | TEXTS,
     open_mode=st.sampled_from(["append", "truncate"]),
     output_mode=st.sampled_from(["spool", "local"]),
+    kill_on_invalid_dep=st.sampled_from(["yes", "no"]),
+    depend=st.lists(st.sampled_from(["afterok:1", "afterany:42_7", "after:3"]), max_size=3).map(tuple),
+    unique=TEXTS,
+    constraint=TEXTS,
+    parent=TEXTS,
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
+    policy=st.lists(TEXTS, max_size=3).map(tuple),
+    inputs=st.lists(TEXTS, max_size=3).map(tuple),
+    targets=st.lists(TEXTS, max_size=3).map(tuple),
+    if_stale=st.booleans(),
     held=st.sampled_from(["", "HU", "HD"]),
     export=st.sampled_from(["all", "none", "A,B", "all,A"]),
     user=TEXTS,
@@ -99,71 +111,71 @@ def mistake(text: str | bytes) -> str:
 
 
 @given(JOBS)
-@example(Job(command=("true",), limit_s=options.MOST_SECONDS - 1))  # longer ones were stored and could not be read
+@example(Job(command=("true",), limit_s=values.MOST_SECONDS - 1))  # longer ones were stored and could not be read
 def test_what_is_stored_is_read_back(job):
-    assert jf.read_job(jf.format_job(job), "job") == job
+    assert stored.read_job(stored.format_job(job), "job") == job
 
 
 @given(JOBS)
 def test_a_stored_file_is_readable_text_that_cannot_speak_to_a_terminal(job):
-    text = jf.format_job(job).decode()
+    text = stored.format_job(job).decode()
     assert text.startswith("format = 1\ncommand = [")
     assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in text.replace("\n", ""))
 
 
 @given(JOBS, st.lists(st.tuples(st.lists(TEXTS, min_size=1, max_size=3).map(tuple), TEXTS), max_size=3))
 def test_many_are_stored_like_one(job, many):
-    got = list(jf.format_many(job, [command for command, _ in many], [name for _, name in many]))
-    assert got == [jf.format_job(job._replace(command=command, name=name)) for command, name in many]
+    got = list(stored.format_many(job, [command for command, _ in many], [name for _, name in many]))
+    assert got == [stored.format_job(job._replace(command=command, name=name)) for command, name in many]
 
 
 def test_a_stored_file_looks_like_this_for_ever():
-    assert jf.format_job(STORED).decode() == (
+    assert stored.format_job(STORED).decode() == (
         'format = 1\ncommand = ["make", "-j4", "a\\"b"]\nname = "build"\nchdir = "/home/anna"\numask = "0022"\n'
         'cpus = 0.5\nmem = 3072\ngres = "gpu:2"\ntime = "90s"\npriority = 5\nheld = "HU"\nexport = "all,A"\n'
         'user = "anna"\nsubmitted = "2024"\nsubmit_host = "login"\ndeclared = ["cpus", "mem"]\n'
     )
-    assert jf.read_job(b'format = 1\ncommand = ["x"]\n', "job") == Job(
+    assert stored.read_job(b'format = 1\ncommand = ["x"]\n', "job") == Job(
         ("x",), "", False, "/", 0o022, {"cpus": 1000, "mem": 1000_000}
     )
 
 
 def test_secrets_given_by_value_are_not_stored():
-    data = jf.format_job(STORED)
+    data = stored.format_job(STORED)
     assert b"s3cret" not in data
-    assert jf.read_job(data, "job") == STORED._replace(export=shown(STORED.export))
+    assert stored.read_job(data, "job") == STORED._replace(export=shown(STORED.export))
 
 
 def test_bytes_that_are_no_utf8_are_kept():
     job = Job(command=("cat", "caf\udce9%20"), name="50%")
-    assert b'escaped = "percent"' in jf.format_job(job)
-    assert b'"caf%E9%2520"' in jf.format_job(job)
-    assert jf.read_job(jf.format_job(job), "job") == job
+    assert b'escaped = "percent"' in stored.format_job(job)
+    assert b'"caf%E9%2520"' in stored.format_job(job)
+    assert stored.read_job(stored.format_job(job), "job") == job
 
 
 def test_a_command_too_long_to_store_is_refused():
     with pytest.raises(UsageError, match="at most 1024 KiB"):
-        jf.format_job(Job(command=("x" * (1 << 20),)))
+        stored.format_job(Job(command=("x" * (1 << 20),)))
 
 
 def test_newer_minor_versions_are_read_and_newer_formats_refused():
-    data = jf.format_job(STORED)
-    assert jf.read_job(data + b"colour = [1, {a = 2}]\n", "job") == jf.read_job(data, "job")
+    data = stored.format_job(STORED)
+    assert stored.read_job(data + b"colour = [1, {a = 2}]\n", "job") == stored.read_job(data, "job")
     with pytest.raises(Misconfigured, match="job: format 2 is not known"):
-        jf.read_job(data.replace(b"format = 1", b"format = 2"), "job")
+        stored.read_job(data.replace(b"format = 1", b"format = 2"), "job")
 
 
 @pytest.mark.parametrize("key", ["chdir", "output", "name", "user"])
 def test_a_stored_text_with_a_nul_is_damage(key):
     with pytest.raises(JobFileError, match=f"job: damaged: {key}"):
-        jf.read_job(f'format = 1\ncommand = ["a"]\n{key} = "a\\u0000"\n'.encode(), "job")
+        stored.read_job(f'format = 1\ncommand = ["a"]\n{key} = "a\\u0000"\n'.encode(), "job")
 
 
 @given(st.integers(0, 400), st.binary(max_size=3))
 def test_a_damaged_stored_file_is_a_job_or_an_error(at, junk):
-    data = jf.format_job(STORED)
+    data = stored.format_job(STORED)
     for damaged in (data[:at], data[:at] + junk + data[at:], data[:at] + junk + data[at + len(junk) :]):
-        got = tried(lambda damaged=damaged: jf.read_job(damaged, "job"))
+        got = tried(lambda damaged=damaged: stored.read_job(damaged, "job"))
         assert isinstance(got, Job) or got.startswith("job:")
 
 
@@ -201,14 +213,14 @@ KEYS = st.sampled_from(
 @example({"command": '["\\u0000"]'})
 def test_any_values_of_known_keys_give_a_job_or_an_error(table):
     text = "".join(f"{key} = {value}\n" for key, value in table.items()).encode()
-    for read in (job_of, lambda text: (jf.read_job(b"format = 1\n" + text, "j.toml"), None)):
+    for read in (job_of, lambda text: (stored.read_job(b"format = 1\n" + text, "j.toml"), None)):
         got = tried(lambda read=read: read(text)[0])
         if isinstance(got, str):
             assert "\n" not in got
         else:
             assert not any("\0" in word for word in got.command)
             assert got.entry(1)
-            assert jf.read_job(jf.format_job(got), "job") == got._replace(export=shown(got.export))
+            assert stored.read_job(stored.format_job(got), "job") == got._replace(export=shown(got.export))
 
 
 # --- job files that people write
@@ -339,10 +351,10 @@ def test_a_parser_in_trouble_is_a_mistake_in_the_file(monkeypatch, trouble):
 def test_any_bytes_are_a_job_or_an_explained_mistake(data):
     for read in (
         job_of,
-        lambda data: jf.read_job(b"format = 1\n" + data, "f"),
-        lambda data: jf.parse_script(data, "f"),
-        jf.interpreter,
-        jf.has_trailer,
+        lambda data: stored.read_job(b"format = 1\n" + data, "f"),
+        lambda data: script.parse_script(data, "f"),
+        script.interpreter,
+        script.has_trailer,
     ):
         assert tried(lambda read=read: read(data)) is not None
 
@@ -356,7 +368,7 @@ def test_any_text_near_toml_is_a_job_or_an_explained_mistake(text):
 
 
 def directives(text: str | bytes):
-    pairs, warnings = jf.parse_script(text if isinstance(text, bytes) else text.encode(), "s.sh")
+    pairs, warnings = script.parse_script(text if isinstance(text, bytes) else text.encode(), "s.sh")
     return [tuple(pair) for pair in pairs], warnings
 
 
@@ -463,7 +475,7 @@ def test_directives_are_split_as_a_shell_splits_or_refused(text):
     import shlex
 
     try:
-        words = jf._shell_words(text)
+        words = script._shell_words(text)
     except UsageError:
         with pytest.raises(ValueError, match="closing|escaped"):
             shlex.split(text.partition("#")[0] if text.lstrip().startswith("#") else text)
@@ -487,7 +499,7 @@ def test_directives_are_split_as_a_shell_splits_or_refused(text):
     ],
 )
 def test_the_interpreter_is_what_the_kernel_would_run(data, argv):
-    assert jf.interpreter(data) == argv
+    assert script.interpreter(data) == argv
 
 
 @pytest.mark.parametrize(
@@ -504,7 +516,7 @@ def test_the_interpreter_is_what_the_kernel_would_run(data, argv):
     ],
 )
 def test_a_trailer_is_the_last_whole_line(data, whole):
-    assert jf.has_trailer(data) is whole
+    assert script.has_trailer(data) is whole
 
 
 # --- one job for each line
@@ -514,7 +526,7 @@ def test_a_trailer_is_the_last_whole_line(data, whole):
     "line", ["true", "make -j4", " /bin/echo a  b\tc\n", "python3 x.py --lr 0.1,2", "./run @file +x", "echo a"]
 )
 def test_plain_lines_need_no_shell(line):
-    assert jf.words(line) == line.split()
+    assert script.words(line) == line.split()
 
 
 @pytest.mark.parametrize(
@@ -560,7 +572,7 @@ def test_plain_lines_need_no_shell(line):
     + ["set -e", "exit 3", "echo -e a", "pwd", "time a", "a\x0bb", "a\u00a0b", "é", "a^b"],
 )
 def test_whatever_a_shell_might_change_needs_one(line):
-    assert jf.words(line) is None
+    assert script.words(line) is None
 
 
 LINES = st.lists(st.text(alphabet="ab-+@,./: \t'\"$*~=#{}\\!%^0é", min_size=1, max_size=12), min_size=20, max_size=60)
@@ -569,7 +581,7 @@ LINES = st.lists(st.text(alphabet="ab-+@,./: \t'\"$*~=#{}\\!%^0é", min_size=1, 
 @given(LINES)
 @example(["a b", "a:b", "a,b +c", ":a"])
 def test_a_shell_would_have_found_the_same_words(lines):
-    plain = [(line, got) for line in lines if (got := jf.words(line))]
-    script = "show() { for w; do printf '<%s>' \"$w\"; done; echo; }\n" + "".join(f"show {line}\n" for line, _ in plain)
-    done = subprocess.run(["/bin/sh"], input=script.encode(), capture_output=True, check=True)
+    plain = [(line, got) for line in lines if (got := script.words(line))]
+    text = "show() { for w; do printf '<%s>' \"$w\"; done; echo; }\n" + "".join(f"show {line}\n" for line, _ in plain)
+    done = subprocess.run(["/bin/sh"], input=text.encode(), capture_output=True, check=True)
     assert done.stdout.decode().splitlines() == ["".join(f"<{word}>" for word in got) for _, got in plain]

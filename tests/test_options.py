@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spoolq import nodelist
 from spoolq import options as o
 from spoolq.errors import UsageError
 from spoolq.job import DEFAULT_WANTS, Job
@@ -159,9 +160,9 @@ def test_help_stops_everything():
         ("--umask 9", "umask: '9' is no octal mask (example: 0022)"),
         ("-g GPU:1", "gres: 'GPU:1' is no resource (examples: gpu:2, license=1; names are lower case)"),
         ("-g mem:1", "gres: mem has an option of its own, --mem"),
-        ("-g gpu:a100:2", "gres gpu: 'a100:2' is no number (examples: 4, 0.5)"),
-        ("-w n[3-1]", "nodes: 'n[3-1]' has a range that is empty or longer than 10000"),
-        ("-w n[0-999999]", "nodes: 'n[0-999999]' has a range that is empty or longer than 10000"),
+        ("-g gpu:2:a100", "gres: 'gpu:2:a100': '2' is no type (gpu:a100:2; or --constraint)"),
+        ("-w n[3-1]", "nodes: [3-1] in 'n[3-1]' is no range, or a long one (example: n[1-3,5])"),
+        ("-w n[0-999999]", "nodes: [0-999999] in 'n[0-999999]' is no range, or a long one (example: n[1-3,5])"),
         ("-w n[ab]", "nodes: 'n[ab]' is no node (examples: n1, n[1-3,5], gpu*)"),
         ("-x ,", "exclude: names no node (examples: n1,n2 or n[1-4] or gpu*)"),
         (
@@ -225,13 +226,13 @@ def test_a_job_that_is_accepted_can_be_named_all_its_life(kinds, label, digits):
     ],
 )
 def test_nodes_match_by_their_whole_name(pattern, fits, does_not):
-    assert all(o.node_matches([pattern], node) for node in fits)
-    assert not any(o.node_matches([pattern], node) for node in does_not)
+    assert all(nodelist.matches([pattern], node) for node in fits)
+    assert not any(nodelist.matches([pattern], node) for node in does_not)
 
 
 @given(st.integers(0, 120), st.integers(0, 40), st.integers(0, 200))
 def test_a_range_holds_what_lies_in_it(low, length, number):
-    assert o.node_matches([f"n[{low}-{low + length}]"], f"n{number}") == (low <= number <= low + length)
+    assert nodelist.matches([f"n[{low}-{low + length}]"], f"n{number}") == (low <= number <= low + length)
 
 
 def test_help_and_readme_name_every_option():

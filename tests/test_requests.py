@@ -2,24 +2,13 @@
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from spoolq import daemon, fsops
+from spoolq import fsops
 from spoolq.daemon import Daemon
 from spoolq.fsops import Answer
 from tests.world import World
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[World]:
-    """A spool whose jobs run until they are told to end."""
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
-    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
-    made = World(str(tmp_path), monkeypatch, ends=False)
-    yield made
-    made.close()
 
 
 def ask(world: World, verb: str, tag: str = "1", *, job_id: int = 1, attempt: int = 1, node: str = "n1", **more):

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from spoolq import __main__ as program
-from spoolq import environment, fsops, home, jobfile, request, submit
+from spoolq import environment, fsops, home, lines, request, stored, submit
 from spoolq.entry import parse_name
+from spoolq.script import interpreter
 
 from . import play
 from .faults import faulty
@@ -47,7 +48,7 @@ def sub(*words):
 
 
 def job_of(spool, job_id=1):
-    return jobfile.read_job(home.read_job(spool.root, job_id), "job")
+    return stored.read_job(home.read_job(spool.root, job_id), "job")
 
 
 def env_of(spool, job_id=1):
@@ -200,7 +201,7 @@ def test_a_text_without_x_bit_is_a_script(spool, place):
     sub("step.sh")
 
     assert job_of(spool).script
-    assert list(jobfile.interpreter(home.read_script(spool.root, 1))) == ["/bin/sh"]
+    assert list(interpreter(home.read_script(spool.root, 1))) == ["/bin/sh"]
 
 
 def test_a_program_of_the_path_is_not_copied(spool, place):
@@ -513,7 +514,7 @@ def test_many_submitters_at_once_get_ids_of_their_own(spool, place, capsys):
 
     def one():
         parsed = submit.options.parse(["--each-line", file])
-        got.extend(submit.each_line(parsed, found, str(place), only_check=False))
+        got.extend(lines.each_line(parsed, found, str(place), only_check=False))
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:

@@ -6,17 +6,17 @@ import tempfile
 
 import pytest
 
-from spoolq import config, daemon, deliver, fsops, home, jobfile
+from spoolq import config, daemon, deliver, fsops, home, stored
 from spoolq.daemon import Daemon, Limits
 from spoolq.entry import Entry, parse_name
 from spoolq.errors import UsageError
 from spoolq.job import Job
 from spoolq.spool import Placed, Spool, initialise
 from spoolq.wake import Wake
-from tests.conftest import SPOOL_TEXT
 from tests.fake_family import FakeRunner
 from tests.faults import Faulty
 
+SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "test"\n'
 POLICY = SPOOL_TEXT.encode() + b"[limits]\nsettle_s = 0\nmin_free_mb = 0\n"
 
 
@@ -42,7 +42,7 @@ class World:
         for _ in range(count):
             job = Job(**{"command": ("true",), "name": "t", "chdir": self.chdir, **facts})
             job_id = home.allocate(self.root)
-            home.fill(self.root, job_id, jobfile.format_job(job), env=b"PATH=/bin\0")
+            home.fill(self.root, job_id, stored.format_job(job), env=b"PATH=/bin\0")
             spool.committed([spool.submit(job_id, job.entry(job_id))])
             self.acknowledged.append(job_id)
         return job_id
