@@ -71,8 +71,11 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
         return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
-    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted
-        return run_again(daemon, at)
+    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted; it gets its line of history too
+        item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, entry.id), requeue=True)
+        item.retry = known.wish(key) != "requeue" and wanted(item)
+        daemon.ended.append(item)
+        return Answer.UNKNOWN
     detail = ""
     if entry.rerun == "N":
         detail = f"{went_down}; its user said never to run it again"
