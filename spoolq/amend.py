@@ -21,7 +21,7 @@ from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.steer import Outcome
 
-KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "begin", "gpus", "gres")
+KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "begin", "gpus", "gres", "depend")
 RUNNING_KEYS = ("time", "mem")
 # what else people type
 _ALSO = {"memory": "mem", "label": "name", "job-name": "name", "time-limit": "time", "cpus-per-task": "cpus"}
@@ -34,7 +34,8 @@ EDIT = Command(
     steer.KILL.flags[1:],
     "job",
     f"Keys: {', '.join(KEYS)}; any unambiguous beginning of one will do.\n"
-    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10 begin=now+2h; edit 42 gres=license:2; edit 42 gpus=0\n"
+    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10 begin=now+2h; edit 42 gres=license:2; edit 42 gpus=0;\n"
+    "          edit 42 depend=none\n"
     "Without KEY=VALUE on a terminal one job is opened in $VISUAL or $EDITOR.",
 )
 COMMANDS = {"edit": EDIT}
@@ -101,6 +102,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
             wants[options.GPU] = 0
         elif key == "gres":
             wants |= _gres(value)
+        elif key == "depend":
+            if value.strip() not in _NONE:
+                raise UsageError(f"edit: depend: only `none` is possible, to let a job go (not {value[:60]!r})")
+            fields["held"] = ""
         else:
             found = options.BY_NAME[key].parse(value)
             wants |= found.pop("wants", {})
@@ -114,6 +119,8 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
         entry["label"] = label_of(fields["name"])
     if "begin" in fields:
         entry["begin"] = begin.moment(fields["begin"], time.time())
+    if "held" in fields:
+        entry["held"] = ""  # let go of its dependencies
     if "rerun" in fields:
         entry["rerun"] = RERUNS[fields["rerun"]]
     return entry
@@ -127,7 +134,10 @@ def _gres(text: str) -> dict[str, int]:
         if number.strip() == "0" and name not in (CPUS, MEM):
             wants[name] = 0
         else:
-            wants |= options.BY_NAME["gres"].parse(part)["wants"]
+            found = options.BY_NAME["gres"].parse(part)
+            if "typed" in found:
+                raise UsageError(f"gres: {part.strip()!r}: the type stays as it was submitted (example: gres=gpu:2)")
+            wants |= found["wants"]
     return wants
 
 
@@ -137,6 +147,8 @@ def changed(entry: Entry, fields: dict[str, Any]) -> dict[str, Any]:
     if "wants" in merged:
         wants = {**entry.wants, **merged["wants"]}
         merged["wants"] = {name: amount for name, amount in wants.items() if amount}
+    if "held" in merged:
+        merged["held"] = begin.next_hold(entry, time.time())
     if "begin" in merged:
         when = merged.pop("begin")
         ahead = when > time.time()
@@ -160,6 +172,8 @@ def edit_step(
         return steer.over(placed)
     if placed.top == "reaping":
         return steer.nothing(placed, f"node {placed.node} is just deciding about it, try again", failed=True)
+    if "held" in fields and entry.held != "HD":
+        return steer.nothing(placed, "does not wait for other jobs", failed=True)
     new = changed(entry, fields)
     if not new:
         return Outcome(entry.id, "unchanged", f"job {entry.id}: is so already")

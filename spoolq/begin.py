@@ -92,6 +92,12 @@ def begins(entry: Entry) -> int | None:
     return None
 
 
+def next_hold(entry: Entry, now: float) -> str:
+    """What still holds a job that is let go: its time, if that is ahead and not what it is released from."""
+    when = begins(entry)
+    return HELD if entry.held != HELD and when is not None and when > now else ""
+
+
 def beginning(entry: Entry, when: int | None) -> tuple[str, ...]:
     """The `other` facts of the entry with another begin time, or none."""
     rest = tuple(fact for fact in entry.other if not fact.startswith(BEGINS))

@@ -107,6 +107,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         capacity=daemon.capacity,
         free=free(daemon),
         held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        labels=daemon.labels,
         full=daemon.presence.full,
         draining=daemon.presence.draining,
     )
@@ -114,7 +115,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
 
 def could_ever(daemon: "Daemon", at: Placed) -> bool:
     """Whether a job could start here if nothing else used this machine; if so, `--idle-exit` waits for it."""
-    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity)
+    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity, labels=daemon.labels)
     return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
 
 
@@ -124,7 +125,10 @@ def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
         ready = daemon.launcher.prepare(entry)
     except (OSError, SpoolqError):  # perhaps this home alone: the job stays, and stops no other
         return None
-    return schedule.Conditions(nodelist=ready.job.nodelist, exclude=ready.job.exclude, missing=ready.missing)
+    job = ready.job
+    return schedule.Conditions(
+        nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint, missing=ready.missing
+    )
 
 
 def prepare_ahead(daemon: "Daemon") -> None:

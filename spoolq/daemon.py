@@ -15,15 +15,33 @@ import random
 import select
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
-from spoolq.channel import Family, Gone, say_program
+from spoolq import (
+    claim,
+    control,
+    deliver,
+    elbow,
+    host,
+    plugin,
+    profile,
+    recover,
+    rerun,
+    resources,
+    schedule,
+    service,
+    ship,
+)
+from spoolq.agenda import Agenda
+from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
 from spoolq.config import Policy
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
 from spoolq.due import Due
-from spoolq.errors import TryAgain
+from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
 from spoolq.launch import Launcher
@@ -43,7 +61,7 @@ MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
-class Daemon:
+class Daemon(Agenda):
     """One node on one spool."""
 
     def __init__(
@@ -58,6 +76,7 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        labels: Labels = MappingProxyType({}),
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -67,9 +86,12 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            labels: of the machine and the site.
         """
+        super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.labels = labels_of(node, self.capacity, labels)
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -83,9 +105,9 @@ class Daemon:
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers, self.placement, self.queue, self.begins = Peers(self), Placement(self), Queue(self), Due(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
+        self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -97,6 +119,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop
@@ -149,6 +172,7 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -165,8 +189,8 @@ class Daemon:
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
-        if now >= self.begins.next():
-            self.part("begins", self.begins.look, now)
+        self.part("held", self.dependents.step, now)
+        self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -211,28 +235,13 @@ class Daemon:
         until = self.presence.began + self.policy.fence_s
         self.family.lease(until, fence=until)
 
-    def due(self, what: str, now: float, every_s: float) -> bool:
-        """Whether it is time for something periodic; sets the next time."""
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every_s
-        return True
-
-    def due_at(self, what: str) -> float:
-        """When something periodic is due next, s of CLOCK_BOOTTIME."""
-        return self._due.get(what, 0.0)
-
-    def set_due(self, what: str, at: float) -> None:
-        """Make it due then."""
-        self._due[what] = at
-
     def _timeout(self) -> float:
         now = host.boottime()
         if self.unsettled:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, self.begins.next(), *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held", "begins"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:
@@ -252,7 +261,8 @@ class Daemon:
         if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up()
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -286,14 +296,6 @@ class Daemon:
                 self.take_usage(message)
             case _:
                 pass
-
-    def renew(self, version: str) -> None:
-        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
-        if version != __version__ and not self.renewed:
-            log.info("renewing the runner from=%s to=%s", version, __version__)
-            self.renewed = True
-            say_program(self.state_dir)
-            self.family.send({"op": "reexec"})
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
@@ -351,6 +353,7 @@ class Daemon:
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
@@ -379,9 +382,14 @@ class Daemon:
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
+            "labels": self.labels,
         }
         self.presence.publish(state, changing)
 
     def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
+        """Why no known node could ever run a job, or why this spool does not take it; or None."""
+        try:
+            elbow.check(job, self.policy)
+        except UsageError as error:
+            return str(error)
         return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

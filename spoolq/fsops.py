@@ -242,7 +242,8 @@ def read(path: str, limit: int = 1 << 20) -> bytes | None:
             raise OSError(errno.EINVAL, "not a regular file", path)
         data = _read_all(fd, limit + 1)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written, so it says nothing of the file
+            os.close(fd)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than {limit} bytes", path)
     return data

@@ -110,9 +110,9 @@ def process_identity(pid: int) -> int | None:
 
 
 def labels() -> dict[str, str]:
-    """`arch` and `os` of this machine."""
+    """`arch`, `os`, `kernel` and `host` of this machine."""
     system = os.uname()
-    return {"arch": system.machine, "os": system.sysname.lower()}
+    return {"arch": system.machine, "os": system.sysname.lower(), "kernel": system.release, "host": host_name()}
 
 
 # --- what it has

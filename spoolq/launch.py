@@ -10,19 +10,20 @@ import contextlib
 import errno
 import os
 import pwd
+import signal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, host, script, ship, stored
+from spoolq import elbow, environment, fsops, home, host, script, ship, stored
 from spoolq.config import Policy
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
-from spoolq.resources import MEM, UNIT
 from spoolq.ship import Target
 from spoolq.spool import Spool
+from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
@@ -151,14 +152,12 @@ class Launcher:
 
     def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
-        job, wants = ready.job, entry.wants
+        job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
         program = self._program(argv[0], job.chdir, ready.search)
-        said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
-        enforce = MEM in wants and (said or policy.enforce_default_mem)
-        return {
+        message = {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,
@@ -169,13 +168,17 @@ class Launcher:
             "umask": job.umask,
             "chdir": job.chdir,
             "remote": self.remote_spool or self._is_remote(job.chdir),
-            "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
             "grace_s": policy.grace_s,
-            "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
+            **elbow.enforced(entry, job, policy)._asdict(),
         }
+        if job.signal:
+            word, before_s, first = parse_warning(job.signal)
+            number = int(word) if word.isdigit() else signal.Signals["SIG" + word].value
+            message["warn"] = [number, before_s, int(first)]
+        return message
 
     def _is_remote(self, path: str) -> bool:
         if path not in self._remote:

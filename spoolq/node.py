@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, host, local, patience, resources, service, where
+from spoolq import arguments, cgroup, constraint, host, local, patience, resources, service, where
 from spoolq.arguments import Flag
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
@@ -30,6 +30,7 @@ COMMAND = arguments.Command(
         Flag("cpus", "", "N", "cpus to lend; default all. More than the machine has is allowed"),
         Flag("mem", "", "MB", "memory to lend; default all (3G works too)"),
         Flag("gres", "", "NAME:N[,...]", "other things to lend: io:4,licence:2"),
+        Flag("label", "", "NAME[=VALUE],..", "what --constraint may ask for: ssd,rack=b4"),
         Flag("once", "", "", "start what fits now, wait for it, and exit"),
         Flag("idle-exit", "", "SECONDS", "exit after so long with nothing to do; 0: when the queue is empty"),
         Flag("no-watch", "", "", "poll only; do not ask the kernel for changes"),
@@ -66,6 +67,7 @@ def node(argv: Sequence[str]) -> int:
         measured=measured,
         state_dir=state_dir,
         limits=_limits(given),
+        labels=_labels(given, found.settings),
         wake=wake,
         groups=_groups(),
     )
@@ -127,6 +129,17 @@ def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool
             resources.show(machine),
         )  # fmt: skip
     return lent, not more
+
+
+def _labels(given: arguments.Given, settings: Settings) -> constraint.Labels:
+    """What this node says of itself: options over configuration over the machine."""
+    said: dict[str, constraint.Label] = {**settings.labels}
+    for text in given.every("label"):
+        try:
+            said |= constraint.parse_label(text)
+        except UsageError as error:
+            raise UsageError(f"--label: {error}") from None
+    return {**host.labels(), **said}
 
 
 def _raise_limits() -> None:

@@ -65,6 +65,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("cpus", "c", "N", v.wants(CPUS, parse_amount), "cpus; 0.5 is allowed", "1", ("cpus-per-task",), "number"),
     Option("mem", "m", "SIZE", v.wants(MEM, parse_mb), "memory of the whole job, MB; 3G works", "1000", kind="number"),
     Option("time", "t", "TIME", v.time, "30 = minutes; 2:30:00, 90s, 2h30m", "unlimited", ("time-limit",), "number"),
+    Option("mem-factor", "", "F", v.factor("mem-factor"), "end it at F times its memory", "the spool's", kind="number"),
+    Option("time-factor", "", "F", v.factor("time-factor"), "end it at F times its time", "the spool's", kind="number"),
+    Option("signal", "", "[B:]SIG[@S]", v.warning, "send SIG S seconds before the end; B: to its first process", "60"),
     Option("gpus", "G", "N", v.wants(GPU, parse_amount), "GPUs; short for --gres gpu:N", "0", kind="number"),
     Option("gres", "g", "NAME:N,..", v.gres, "other resources that nodes offer", kind="list"),
     Option("name", "J", "TEXT", v.name, "name in tables", "the command's", ("job-name",)),
@@ -72,8 +75,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
     Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
+    Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
+           aliases=("dependency",), kind="list"),
+    Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
+           "if that can never be: yes cancels, no waits", "yes"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
+    Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
     Option("chdir", "D", "DIR", v.path("chdir"), "directory to run in", "the current"),
     Option("output", "o", "FILE", v.path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
     Option("error", "e", "FILE", v.path("error"), "where stderr goes", "as stdout"),
@@ -143,6 +151,9 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
         UsageError: a value is wrong, two commands or none, or an entry name that could be too long.
     """
     found = apply(pairs, base)
+    if typed := found.pop("typed", ()):  # `gpu:a100:2`
+        said = [f"({found['constraint']})"] if found.get("constraint") else []
+        found["constraint"] = " and ".join([*said, *typed])
     if command and "command" in found:
         raise UsageError("wrap: stands instead of a command, not beside one")
     job = Job(**{"command": tuple(command), **found, **fields})

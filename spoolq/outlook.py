@@ -13,15 +13,20 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from spoolq import begin, roster, schedule
+from spoolq import begin, constraint, roster, schedule
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
 from spoolq.precedence import Precedence
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
 from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
+
+if TYPE_CHECKING:
+    from spoolq.parents import Parents
 
 MOST_FILES = 100
 _GONE = ("stopped", "dead", "silent", "new")
@@ -45,6 +50,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
+        labels=constraint.sound(node.facts.get("labels")),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
@@ -65,7 +71,9 @@ def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
     from spoolq import deliver
 
     job = deliver.read_job(spool, job_id)
-    return None if job is None else Conditions(nodelist=job.nodelist, exclude=job.exclude)
+    if job is None:
+        return None
+    return Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
 
 
 class Outlook:
@@ -78,6 +86,7 @@ class Outlook:
         self.precedence = Precedence(spool, nodes, self.views, live)
         self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
+        self._parents: Parents | None = None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -99,6 +108,8 @@ class Outlook:
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
+        if entry.held == "HD" and (found := self.waits_for(entry.id)):
+            return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
         key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
@@ -124,6 +135,16 @@ class Outlook:
             return Reason("NoNodeAlive", no_node(self.nodes))
         return overall(reasons)
 
+    def waits_for(self, job_id: int) -> Reason | None:
+        """Which parent a job waits for and where that is; None if its file cannot be read."""
+        from spoolq import deliver, parents
+
+        with contextlib.suppress(OSError, SpoolqError):
+            if job := deliver.read_job(self.spool, job_id):
+                self._parents = self._parents or parents.Parents(self.spool)
+                return parents.reason(self._parents, job)
+        return None
+
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""
         terms = conditions_of(self.spool, entry.id) if entry.more else ANYWHERE
@@ -135,7 +156,8 @@ class Outlook:
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""
         capacities = {node.name: node.amounts("capacity") for node in self.nodes if node.amounts("capacity")}
-        return schedule.impossible(wants, capacities, terms)
+        labels = {node.name: constraint.sound(node.facts.get("labels")) for node in self.nodes}
+        return schedule.impossible(wants, capacities, terms, labels)
 
 
 _NOWHERE = NodeView(name="", capacity={}, free={})

@@ -105,7 +105,7 @@ def plan(
     """
     if view.draining or view.full:
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
-    me = Node(view.name, view.capacity, view.free, tuple(tasks))
+    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels)
     part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow)
     kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
     offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
@@ -180,6 +180,7 @@ class _Walk:
     def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float) -> None:
         self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
         self.nodes = {node.name: node for node in (me, *others)}
+        self.labels = {name: node.labels for name, node in self.nodes.items()}
         self.capacities = {name: node.capacity for name, node in self.nodes.items()}
         self.free = {name: dict(node.free) for name, node in self.nodes.items()}
         self.given: dict[str, list[Task]] = {name: [] for name in self.nodes}
@@ -200,8 +201,8 @@ class _Walk:
         """(emptiness, name) of those that may take it, the preferred first."""
         if terms is None:
             return []
-        if terms.nodelist or terms.exclude:
-            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms)
+        if terms.nodelist or terms.exclude or terms.constraint:
+            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms, self.labels)
         found = [
             (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
             for name in roomy
@@ -229,7 +230,7 @@ class _Walk:
         now = holder(entry)
         if self.head and (now not in self.nodes or now in self.windows):
             return
-        names = schedule.could_take(entry.wants, self.capacities, terms)
+        names = schedule.could_take(entry.wants, self.capacities, terms, self.labels)
         if terms.missing and self.me.name in names:
             names.remove(self.me.name)
         if self.head:

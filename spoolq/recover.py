@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, fsops, home, host, result, ship
-from spoolq.channel import Gone
+from spoolq import __version__, control, deliver, elbow, fsops, home, host, result, ship
+from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -82,12 +82,21 @@ def compare_notes(daemon: "Daemon") -> None:
         for message in daemon.family.receive():  # ends may follow in the same breath
             if message["op"] == "known":
                 reconcile(daemon, message["jobs"])
-                daemon.renew(message["version"])
+                renew(daemon, message["version"])
                 daemon.sure = True
             else:
                 daemon.take(message)
         if not daemon.sure:
             daemon.pause(1.0)
+
+
+def renew(daemon: "Daemon", version: str) -> None:
+    """After an upgrade: the family executes the new program in place; its jobs stay its children."""
+    if version != __version__ and not daemon.renewed:
+        log.info("renewing the runner from=%s to=%s", version, __version__)
+        daemon.renewed = True
+        say_program(daemon.state_dir)
+        daemon.family.send({"op": "reexec"})
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
@@ -230,10 +239,22 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
             deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
-    stage = {True: "running", False: "paused"}[at.entry.suspended]
-    if job.get("stage") == stage:  # the runner that was told so did not live to do it
-        verb = "suspend" if at.entry.suspended else "resume"
-        daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
+    conform(daemon, live, job)
+
+
+def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
+    """Whatever its entry's name says and the runner does not: who was told so did not live to do it."""
+    entry = live.at.entry
+    message = {"id": entry.id, "attempt": entry.attempt}
+    if job.get("stage") == {True: "running", False: "paused"}[entry.suspended]:
+        daemon.family.send(message | {"op": "suspend" if entry.suspended else "resume"})
+    if live.job and "limit_s" in job:
+        wanted = elbow.enforced(entry, live.job, daemon.policy)._asdict()
+        limits = {name: limit for name, limit in wanted.items() if job[name] != limit}
+        if limits.get("mem_mb", 0) is None:  # of a job that did not ask for any; an edit may have set just that
+            del limits["mem_mb"]
+        if limits:
+            daemon.family.send(message | limits | {"op": "limits"})
 
 
 def give_back(daemon: "Daemon", at: Placed) -> None:

@@ -26,8 +26,10 @@ How a daemon uses it (see `pack` for the whole turn):
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from spoolq.constraint import Labels
 from spoolq.entry import MAX_NAME, RESERVED, Entry, fitting, format_name, released
 from spoolq.resources import Amounts, add, free_of
 
@@ -49,12 +51,13 @@ class Task(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One node that takes jobs, thousandths: what it has, what it may lend now, and what it runs."""
+    """One node that takes jobs, thousandths: what it has, what it may lend now, what it runs, and its labels."""
 
     name: str
     capacity: Amounts
     free: Amounts
     tasks: tuple[Task, ...] = ()
+    labels: Labels = MappingProxyType({})
 
 
 class Opening(NamedTuple):

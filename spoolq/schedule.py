@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spoolq.constraint import Labels, mismatch
 from spoolq.entry import HELD, Entry
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
@@ -38,15 +39,18 @@ class Conditions:
     What a job's entry does not say.
 
     `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
+    `constraint` is about the labels of the node (see `constraint`), or empty.
     `missing` is the working directory that does not exist on this node, or empty.
     """
 
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     missing: str = ""
 
 
 ANYWHERE = Conditions()
+NO_LABELS: Mapping[str, Labels] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,7 @@ class NodeView:
         held: what each running or claimed job holds, by id.
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
+        labels: what constraints are asked of.
     """
 
     name: str
@@ -68,7 +73,7 @@ class NodeView:
     full: bool = False
     draining: bool = False
     note: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +188,8 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
         return Reason("ReqNodeNotAvail", f"asks for {','.join(conditions.nodelist)}, and this is {node.name}")
     if matches(conditions.exclude, node.name):
         return Reason("ReqNodeNotAvail", f"excludes {','.join(conditions.exclude)}, and this is {node.name}")
+    if conditions.constraint and (differs := mismatch(conditions.constraint, node.labels)):
+        return Reason("BadConstraints", f"asks for {conditions.constraint}, and on {node.name} {differs}")
     if conditions.missing:
         return Reason("CwdMissing", f"its directory {conditions.missing} does not exist on {node.name}")
     return None
@@ -255,29 +262,55 @@ def effective_free(
     return free
 
 
-def could_take(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> list[str]:
-    """The names of the nodes, given their capacities, that could run it when empty; sorted."""
-    return sorted(name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+def could_take(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> list[str]:
+    """
+    The names of the nodes, given their capacities, that could run it when empty; sorted.
+
+    Args:
+        labels: by node; of one that is not there nothing is known, and a constraint does not count.
+    """
+    able = (name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+    return sorted(name for name in able if not _differs(name, conditions, labels))
+
+
+def _differs(name: str, conditions: Conditions, labels: Mapping[str, Labels]) -> str:
+    return mismatch(conditions.constraint, labels[name]) if conditions.constraint and name in labels else ""
 
 
 def _allowed(name: str, conditions: Conditions) -> bool:
     return (not conditions.nodelist or matches(conditions.nodelist, name)) and not matches(conditions.exclude, name)
 
 
-def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> str | None:
+def impossible(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> str | None:
     """
     Why none of the known nodes could ever run it, even empty; None if one could or none is known.
 
     Args:
         nodes: name -> capacity, thousandths.
+        labels: as for `could_take`.
     """
-    if not nodes or could_take(wants, nodes, conditions):
+    if not nodes or could_take(wants, nodes, conditions, labels):
         return None
     allowed = {name: capacity for name, capacity in nodes.items() if _allowed(name, conditions)}
     if not allowed:
         asked = ",".join(conditions.nodelist) or "any node"
         but = f" except {','.join(conditions.exclude)}" if conditions.exclude else ""
         return f"asks for {asked}{but}, and no known node is that (known: {_some(sorted(nodes))})"
+    differ = {name: differs for name in sorted(allowed) if (differs := _differs(name, conditions, labels))}
+    if len(differ) == len(allowed):
+        parts = [f"on {name} {differs}" for name, differs in differ.items()]
+        return f"asks for {conditions.constraint}, and no known node is so: {_some(parts)}"
+    allowed = {name: capacity for name, capacity in allowed.items() if name not in differ}
     best = {name: max(capacity.get(name, 0) for capacity in allowed.values()) for name in wants}
     if short := lacking(wants, best):
         parts = [f"{_needs(wants, name)}, and no node has more than {_figure(name, best[name])}" for name in short]

@@ -54,6 +54,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("reaping", "done"): "node fail, or finish for a dead node",
     ("reaping", "reaping"): "reap from a dead reaper",
     ("done", "queue"): "requeue",
+    ("done", "held"): "requeue, waiting for other jobs",
 }
 
 _ENDINGS = {

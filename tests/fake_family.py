@@ -65,7 +65,8 @@ class FakeRunner:
             case "start":
                 assert key not in self.jobs, f"started twice: {key}"
                 self.starts.append(key)
-                facts = {"state": "running", "stage": "running", "ended": None, "scratch": message["scratch"]}
+                facts = {"state": "running", "stage": "running", "ended": None}
+                facts |= {name: message[name] for name in ("scratch", "limit_s", "mem_mb")}
                 self.jobs[key] = {"id": key[0], "attempt": key[1], "gen": message["gen"], **facts}
                 if self.ends:
                     self.end(key)
@@ -73,6 +74,8 @@ class FakeRunner:
                 self.end(key, 143, "cancelled")
             case "suspend" | "resume" if running:
                 job["stage"] = "paused" if message["op"] == "suspend" else "running"
+            case "limits" if running:
+                job.update((name, message[name]) for name in ("limit_s", "mem_mb") if name in message)
             case "forget":
                 for gone in message["jobs"]:
                     self.jobs.pop(tuple(gone), None)

@@ -283,7 +283,7 @@ def test_the_boot_has_a_clock_and_an_id():
 
 
 def test_labels():
-    assert {"arch", "os"} == set(host.labels())
+    assert {"arch", "os", "kernel", "host"} == set(host.labels())
 
 
 def test_probe_finds_nothing_wrong_that_psutil_would_not():

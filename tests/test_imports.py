@@ -16,8 +16,12 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "agenda",
         "begin",
+        "constraint",
+        "depend",
         "entry",
+        "elbow",
         "environment",
         "errors",
         "fair",
@@ -33,6 +37,7 @@ PURE = frozenset(
         "reserve",
         "resources",
         "result",
+        "rules",
         "runs",
         "schedule",
         "script",
@@ -60,6 +65,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "parents",
         "peers",
         "placement",
         "presence",

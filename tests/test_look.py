@@ -164,7 +164,7 @@ def test_nodes_shows_what_is_free_counting_the_entries(spool, call):
     )
     run(spool, put(spool, wants={"cpus": 1500, "mem": 1024_000, "gpu": 1000}))
     _, out, _ = call("nodes")
-    assert ["n1", "up", "1.5/4", "1G/8G", "0.50", "1"] == line_of(out, "n1").split()[:6]
+    assert ["n1", "up", "1.5/4", "1G/8G", "gpu", "1/2", "0.50", "1"] == line_of(out, "n1").split()[:8]
     [node] = value(call("nodes", "--json")[1])
     assert {"cpus": 2.5, "mem": 7168.0, "gpu": 1.0} == node["free"]
 

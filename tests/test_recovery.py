@@ -4,28 +4,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
 from spoolq import claim, claims, daemon, deliver, fsops, home, host, recover
-from spoolq.daemon import Daemon
 from spoolq.errors import TryAgain
 from spoolq.fsops import Answer
 from spoolq.spool import Spool
 from tests.desk import node_json
 from tests.faults import faulty
 from tests.world import World
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[World]:
-    """A spool whose jobs run until they are told to end."""
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
-    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
-    made = World(str(tmp_path), monkeypatch, ends=False)
-    yield made
-    made.close()
 
 
 def refuse(*_, **__):

@@ -18,7 +18,16 @@ from tests.sim.entries import token_of
 from tests.sim.guards import GUARDS, seeds_until_seen, without
 
 BLOCK = 40
-QUICK = ("gen", "lease is needed", "finds claimed", "earlier boot", "forgets before", "not released", "all rules")
+QUICK = (
+    "gen",
+    "lease is needed",
+    "finds claimed",
+    "earlier boot",
+    "forgets before",
+    "not released",
+    "all rules",
+    "children again",
+)
 
 
 def run_block(first: int, count: int) -> None:
