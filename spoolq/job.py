@@ -37,7 +37,7 @@ class Job(NamedTuple):
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
-        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`).
         begin: not before this, as `begin.resolved` makes it, or empty.
         constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.

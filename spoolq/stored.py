@@ -51,6 +51,7 @@ _NUMBERS = [
 ]
 _FLAGS = [
     "script",
+    "ages",
 ]
 _LISTS = [
     "command",

@@ -71,6 +71,8 @@ JOBS = st.builds(
     policy=st.lists(TEXTS, max_size=3).map(tuple),
     depend=st.lists(TEXTS, max_size=3).map(tuple),
     constraint=TEXTS,
+    begin=st.sampled_from(["", "2026-12-24T18:30:00Z"]),
+    ages=st.booleans(),
     held=st.sampled_from(["", "HU", "HD"]),
     export=st.sampled_from(["all", "none", "A,B", "all,A"]),
     user=TEXTS,
