@@ -179,8 +179,7 @@ class Daemon(Agenda):
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
         self.part("held", self.dependents.step, now)
-        if now >= self.begins.next():
-            self.part("begins", self.begins.look, now)
+        self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             beats, self._beats = self._beats, self.part("beat", self.beat)
             if self._beats and not beats:  # the spool is back: results need not wait any longer
@@ -227,7 +226,7 @@ class Daemon(Agenda):
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min(queue, self.begins.next(), *map(self.due_at, ("control", "drop", "beat", "held")))
+        nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:

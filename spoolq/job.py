@@ -37,9 +37,9 @@ class Job(NamedTuple):
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
-        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
-        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`).
         begin: not before this, as `begin.resolved` makes it, or empty.
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
@@ -70,9 +70,9 @@ class Job(NamedTuple):
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    constraint: str = ""
     begin: str = ""
     ages: bool = False
+    constraint: str = ""
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"

@@ -54,6 +54,7 @@ _NUMBERS = [
 _FLAGS = [
     "if_stale",
     "script",
+    "ages",
 ]
 _LISTS = [
     "inputs",

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 PURE = frozenset(
     [
         "agenda",
+        "begin",
         "constraint",
         "depend",
         "begin",
