@@ -100,6 +100,7 @@ OPTIONS: tuple[Option, ...] = (
            gathers=True),
     Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
            kind="flag"),
+    Option("retry-mem", "", "MORE", v.retry_mem, "after OUT_OF_MEMORY a retry asks for: 2x, or +500 (MB)"),
     Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
@@ -167,6 +168,8 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
     job = Job(**{"command": tuple(command), **found, **fields})
     if not job.command and not job.script:
         raise UsageError("no command")
+    if job.retry_mem and not job.retries:
+        raise UsageError(f"retry-mem: no retry could ask for more (remedy: -r 3 --retry-mem {job.retry_mem})")
     entry = job.entry(1)
     size = len(format_facts(entry)) + len(entry.label)
     if size > MAX_NAME - _NAME_REST:

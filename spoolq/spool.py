@@ -261,9 +261,9 @@ class Spool:
         """running or reaping of another or of oneself before a reboot -> reaping/<node>."""
         return self.transfer(at, "reaping", at.entry.next(), node)
 
-    def requeue(self, at: Placed, *, held: str = "") -> tuple[Answer, Placed]:
+    def requeue(self, at: Placed, *, held: str = "", **changes: Any) -> tuple[Answer, Placed]:
         """-> queue as the next attempt."""
-        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held)
+        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held, **changes)
         return self.transfer(at, "held" if held else "queue", entry)
 
     def hold(self, at: Placed, why: str = "HU") -> tuple[Answer, Placed]:

@@ -60,6 +60,7 @@ JOBS = st.builds(
     rerun=st.sampled_from(["never", "certain", "yes"]),
     mem_factor=st.none() | st.floats(1, 100),
     time_factor=st.none() | st.floats(1, 100),
+    retry_mem=st.sampled_from(["", "2x", "+500"]),
     signal=st.sampled_from(["", "USR1@60", "B:10@1", "TERM@864000000"]),
     output=st.none() | TEXTS,
     error=st.none() | TEXTS,
