@@ -12,10 +12,11 @@ import contextlib
 import errno
 import functools
 import logging
+import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, lend, recover, schedule
+from spoolq import busy, home, host, lend, recover, schedule
 from spoolq.channel import Gone
 from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
@@ -23,7 +24,8 @@ from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, free_of
+from spoolq.queue import SCAN_LIMIT
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ NOT_THE_JOBS_FAULT = frozenset(
 log = logging.getLogger("spoolq")
 
 BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
-SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 AHEAD = 8  # jobs whose homes are read before their turn
 WINDOW = 16  # of them considered first: with many alike, what fits is found there
 REASONS = 20  # blocked jobs that get a why file in one pass
@@ -48,12 +49,12 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
-            waiting = look_at_queue(daemon, REASONS)
+            waiting = daemon.queue.look(REASONS)
             explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
-        daemon.candidates = look_at_queue(daemon)
+        daemon.candidates = daemon.queue.look()
         if daemon.candidates:
             daemon.placement.look(now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
@@ -93,10 +94,13 @@ def has_room(daemon: "Daemon") -> bool:
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
     held = [live.holds for live in daemon.live.values()]
-    if not daemon.measured:
-        return free_of(daemon.capacity, held)
-    unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
-    return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+    measured = busy.left(daemon.capacity, daemon.gauge.busy)
+    unused = 0
+    if daemon.measured:
+        lives = daemon.live.values()
+        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
+    return schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
 
 
 def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
@@ -115,6 +119,8 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         labels=daemon.labels,
         full=daemon.presence.full,
         draining=daemon.presence.draining,
+        busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
+        idle_load=round(daemon.policy.idle_load * UNIT),
     )
 
 
@@ -146,20 +152,9 @@ def prepare_ahead(daemon: "Daemon") -> None:
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
     """What of some candidates may start now; `whole`: they are all that are known."""
     node, asked = view(daemon), functools.partial(conditions, daemon)
-    return daemon.placement.admit(candidates, node, asked, whole=whole, reasons=reasons)
-
-
-def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
-    """A fresh listing of the first waiting entries."""
-    found = []
-    ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
-    ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
-    for at in daemon.spool.waiting():
-        if at.entry.id not in ours:
-            found.append(at)
-        if len(found) >= most:
-            break
-    return found
+    allowed, barred = daemon.queue.allowed(candidates)
+    plan = daemon.placement.admit(allowed, node, asked, whole=whole, reasons=reasons)
+    return daemon.queue.trimmed(plan, barred, reasons)
 
 
 def start_one(daemon: "Daemon", at: Placed) -> Answer:
@@ -171,6 +166,10 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if daemon.queue.too_many(claimed.entry):
+            recover.give_back(daemon, claimed)
+            daemon.set_due("queue", host.boottime() + random.uniform(0.5, 1.5) * IDLE_POLL_S)  # noqa: S311  # jitter
+            return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
         launch(daemon, claimed, ready, began)

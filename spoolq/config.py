@@ -9,7 +9,7 @@ Never reads a file, never looks at the machine; each value knows where it was sa
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolq.constraint import Labels, check_labels
 from spoolq.entry import RERUNS
@@ -18,6 +18,9 @@ from spoolq.options import did_you_mean
 from spoolq.resources import CPUS, MEM, NAME, UNIT, Amounts, parse_amount, parse_mb, parse_seconds
 from spoolq.toml import kind_of, line_of, quote, read_toml
 from spoolq.values import MOST, MOST_FACTOR, MOST_SECONDS
+
+if TYPE_CHECKING:
+    from spoolq.rules import Rule
 
 FORMAT = 1
 # fencing: killing takes the grace and at most this long more, and clocks differ in rate by 1 %
@@ -64,6 +67,20 @@ def _amount(parse: Callable[[str, str], int], what: str) -> Callable[[Any], int]
         if not 0 < (amount := parse(str(value), what)) <= MOST:
             raise UsageError(f"{value!r} must be more than 0 and at most {MOST // UNIT}")
         return amount
+
+    return read
+
+
+def _most(parse: Callable[[str, str], int]) -> Callable[[Any], int | None]:
+    def read(value: Any) -> int | None:
+        if value == "unlimited":
+            return None
+        try:
+            if not isinstance(value, bool) and (found := parse(str(value), "number")) > 0:
+                return found
+        except ValueError:
+            pass
+        raise UsageError(f"{value!r:.60} must be a number of 1 or more, or unlimited")
 
     return read
 
@@ -123,6 +140,15 @@ def _resources(value: Any) -> dict[str, int]:
     return {name: _amount(parse_amount, name)(amount) for name, amount in value.items()}
 
 
+def _device_files(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(NAME.fullmatch(name) for name in value):
+        raise UsageError(f'{kind_of(value)}; must be a table (example: {{ gpu = "/dev/nvidia%d" }})')
+    for name, path in value.items():
+        if not isinstance(path, str) or path[:1] != "/" or path.count("%d") != 1 or path.count("%") != 1:
+            raise UsageError(f"{name}: {path!r:.60} is no absolute path with one %d for the number of the device")
+    return dict(value)
+
+
 KEYS: tuple[Key, ...] = (
     Key("policy", "default_cpus", _amount(parse_amount, CPUS), 1, "of a job that does not say"),
     Key("policy", "default_mem", _amount(parse_mb, MEM), 1000, "MB of a job that does not say"),
@@ -132,11 +158,19 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
     Key("policy", "placement", _choice("pack", "spread"), "pack", "fill up one node at a time, or the emptiest first"),
+    Key("policy", "fair_share", _bool, True, "users of equal priority take turns, by cpus in use"),
+    Key("policy", "ageing_s", _number(0), 0, "a waiting job gains 1 of priority in so long; 0: never"),
+    Key("policy", "max_running", _most(lambda n, _: int(n)), "unlimited", "jobs of one user at a time, on all nodes"),
+    Key("policy", "max_cpus", _most(parse_amount), "unlimited", "that jobs of one user hold at a time, on all nodes"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
     Key("policy", "mem_factor", _number(1, MOST_FACTOR), 1.0, "enforced memory = declared x this"),
     Key("policy", "time_factor", _number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
     Key("policy", "max_mem_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
     Key("policy", "max_time_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "idle_load", _number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
+    Key("policy", "overload_suspend", _bool, False, "jobs step aside while others take their cpus; see overload_s"),
+    Key("limits", "overload_s", _number(0, 86400), 30, "overload, or its end, must last so long"),
+    Key("policy", "plugins", _bool, False, "ask plugins of spoolq.profile at submission too (see docs/plugins.md)"),
     Key("limits", "settle_s", _number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", _number(0, 86400), 10, "from SIGTERM to SIGKILL"),
     Key("limits", "beat_s", _number(0.05, 86400), 20, "between heartbeats of a node"),
@@ -149,16 +183,18 @@ KEYS: tuple[Key, ...] = (
         10,
         "before the first retry of a failure; each further waits twice as long",
     ),
+    Key("limits", "profile_s", _number(0.05, 60), 2, "a profile.py that takes longer refuses the job"),
     Key("limits", "max_attempts", lambda n: int(_number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(_number(0)(mb)), 100, "refuse jobs when the spool has less room"),
 )
-_TOP = ("format", "uuid", "name")
+_TOP = ("format", "uuid", "name", "rule")
 SETTINGS = (
     Key("", "spool", _path, None, "the spool's directory"),
     Key("node", "name", _node_name, None, "of this node"),
     Key("node", "cpus", _amount(parse_amount, CPUS), None, "that jobs may have"),
     Key("node", "mem", _amount(parse_mb, MEM), None, "MB that jobs may have"),
     Key("node", "resources", _resources, None, "what else jobs may ask for"),
+    Key("node", "device_files", _device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
     Key("node", "labels", check_labels, None, "what jobs may ask for by --constraint"),
 )
 
@@ -180,26 +216,38 @@ class Policy(NamedTuple):
     default_output_mode: str
     enforce_default_mem: bool
     placement: str
+    fair_share: bool
+    ageing_s: float
+    max_running: int | None
+    max_cpus: int | None
     drop_any_owner: bool
+    plugins: bool
     mem_factor: float
     time_factor: float
     max_mem_factor: float
     max_time_factor: float
+    idle_load: float
+    overload_suspend: bool
+    overload_s: float
     settle_s: float
     grace_s: float
     beat_s: float
     fence_s: float
     dead_s: float
     retry_s: float
+    profile_s: float
     max_attempts: int
     min_free_mb: int
     in_force: tuple[Setting, ...] = ()
+    rules: "tuple[Rule, ...]" = ()
 
     def job_fields(self) -> dict[str, Any]:
         """Fields of a job that does not say: the base of `options.apply`."""
         wants = {CPUS: self.default_cpus, MEM: self.default_mem}
         said = {"rerun": self.default_rerun, "retries": self.default_retries}
-        return {"wants": wants, "limit_s": self.default_time_s, "output_mode": self.default_output_mode, **said}
+        return {"wants": wants, "limit_s": self.default_time_s, "output_mode": self.default_output_mode, **said} | (
+            {"ages": True} if self.ageing_s else {}
+        )
 
 
 class Settings(NamedTuple):
@@ -210,8 +258,10 @@ class Settings(NamedTuple):
     cpus: int | None = None
     mem: int | None = None
     resources: Amounts = MappingProxyType({})
+    device_files: Mapping[str, str] = MappingProxyType({})
     labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
+    rules: "tuple[Rule, ...]" = ()
 
 
 def parse_policy(data: bytes, file: str) -> Policy:
@@ -236,7 +286,7 @@ def parse_policy(data: bytes, file: str) -> Policy:
             raise Misconfigured(_place(file, line_of(text, name)) + f": {name}: {error}") from None
     values |= {name: value for name, (value, _, _) in given.items()}
     values["default_time_s"] = values.pop("default_time")
-    policy = Policy(**values, in_force=_in_force(KEYS, given))
+    policy = Policy(**values, in_force=_in_force(KEYS, given), rules=_rules(table, text, file))
     _check_order(policy)
     return policy
 
@@ -264,11 +314,31 @@ def parse_settings(sources: Iterable[tuple[str, bytes]]) -> Settings:
         Misconfigured: a wrong or unknown key.
     """
     given: dict[str, tuple[Any, str, str]] = {}
+    found: tuple[Rule, ...] = ()
     for file, data in sources:
         table, text = _load(data, file)
-        given |= _checked(table, text, file, SETTINGS, ("spool",))
+        given |= _checked(table, text, file, SETTINGS, ("spool", "rule"))
+        found = (*_rules(table, text, file), *found)  # the user's act first
     values = {f"node_{name}" if name == "name" else name: value for name, (value, _, _) in given.items()}
-    return Settings(**values, in_force=_in_force(SETTINGS, given))
+    return Settings(**values, in_force=_in_force(SETTINGS, given), rules=found)
+
+
+def parse_rules(data: bytes, file: str) -> "tuple[Rule, ...]":
+    """
+    The `[[rule]]` tables of a configuration file; the rest is not looked at.
+
+    Raises:
+        Misconfigured: one is wrong.
+    """
+    return _rules(*_load(data, file), file)
+
+
+def _rules(table: Mapping[str, Any], text: str, file: str) -> "tuple[Rule, ...]":
+    if "rule" not in table:
+        return ()
+    from spoolq import rules
+
+    return rules.parse(table["rule"], text, file)
 
 
 def _load(data: bytes, file: str) -> tuple[dict[str, Any], str]:

@@ -147,8 +147,8 @@ def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
             daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
         case "suspend" | "resume":
             daemon.family.send(message | {"op": verb})
-            if entry.suspended != (verb == "suspend"):
-                return rename(daemon, live, suspended=verb == "suspend")
+            if entry.suspended != (verb == "suspend") or entry.aside:  # from now on it is the user's word
+                return rename(daemon, live, suspended=verb == "suspend", aside=False)
         case "edit":
             return edit(daemon, live, request, message)
         case _:

@@ -14,11 +14,28 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, elbow, host, recover, rerun, resources, schedule, service, ship
+from spoolq import (
+    __version__,
+    claim,
+    control,
+    deliver,
+    elbow,
+    host,
+    measure,
+    plugin,
+    profile,
+    recover,
+    rerun,
+    resources,
+    schedule,
+    service,
+    ship,
+)
+from spoolq.agenda import Agenda
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
@@ -26,26 +43,28 @@ from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
 from spoolq.descent import end_with_parents
+from spoolq.due import Due
 from spoolq.errors import TryAgain, UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.measure import Gauge
 from spoolq.peers import Peers
 from spoolq.placement import Placement
 from spoolq.presence import Presence
+from spoolq.queue import Queue
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
 
 log = logging.getLogger("spoolq")
 
-MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
-class Daemon:
+class Daemon(Agenda):
     """One node on one spool."""
 
     def __init__(
@@ -60,6 +79,7 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        device_files: Mapping[str, str] | None = None,
         labels: Labels = MappingProxyType({}),
     ) -> None:
         """
@@ -70,8 +90,10 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            device_files: see `busy`.
             labels: of the machine and the site.
         """
+        super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.labels = labels_of(node, self.capacity, labels)
@@ -80,7 +102,8 @@ class Daemon:
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
-        self.scratch, self.meter = Scratch(state_dir), host.Meter()
+        self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
+        self.device_files = dict(device_files or {})
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -88,12 +111,12 @@ class Daemon:
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
+        self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
-        self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
+        self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
         self.intake = Intake(
             spool,
@@ -102,6 +125,7 @@ class Daemon:
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
             check=self.refusal,
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop
@@ -126,6 +150,7 @@ class Daemon:
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
         recover.compare_notes(self)
+        measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
 
@@ -158,7 +183,7 @@ class Daemon:
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
-            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._retry_s = min(max(self._retry_s * 2, RETRY_S[0]), RETRY_S[1])
         if self.due("control", now, 1.0):
             self.part("drain", self.presence.heed)
             self.part("control", control.obey, self)
@@ -166,14 +191,17 @@ class Daemon:
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
             self.part("drop", self.admit, now)
-        if self.due("measure", now, MEASURE_S):
-            self.measure()
+        measure.step(self, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
         self.part("held", self.dependents.step, now)
+        if now >= self.begins.next():
+            self.part("begins", self.begins.look, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
-            self.part("beat", self.beat)
+            beats, self._beats = self._beats, self.part("beat", self.beat)
+            if self._beats and not beats:  # the spool is back: results need not wait any longer
+                self._retry_s = self._due["deliver"] = 0.0
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
@@ -216,28 +244,13 @@ class Daemon:
         until = self.presence.began + self.policy.fence_s
         self.family.lease(until, fence=until)
 
-    def due(self, what: str, now: float, every_s: float) -> bool:
-        """Whether it is time for something periodic; sets the next time."""
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every_s
-        return True
-
-    def due_at(self, what: str) -> float:
-        """When something periodic is due next, s of CLOCK_BOOTTIME."""
-        return self._due.get(what, 0.0)
-
-    def set_due(self, what: str, at: float) -> None:
-        """Make it due then."""
-        self._due[what] = at
-
     def _timeout(self) -> float:
         now = host.boottime()
         if self.unsettled:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
+        nearest = min(queue, self.begins.next(), *map(self.due_at, ("control", "drop", "beat", "held")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:
@@ -289,7 +302,7 @@ class Daemon:
             case "refused":
                 self.take_refusal(message["id"], message["attempt"], message["why"])
             case "usage":
-                self.take_usage(message)
+                measure.take(self, message)
             case _:
                 pass
 
@@ -346,7 +359,8 @@ class Daemon:
         end_with_parents(self)
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
-            deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
+            again, lost = (lambda item: rerun.requeue_ended(self, item)), (lambda: recover.note_lost(self))
+            deliver.deliver(self.spool, self.node, ready, again, lost)
             if failed:
                 raise failed
             self._retry_s = RETRY_S[0]
@@ -362,28 +376,13 @@ class Daemon:
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
-    # --- measuring
-
-    def measure(self) -> None:
-        """Ask the runner what the jobs use; the answer comes as a message."""
-        if self.measured and (self.live or self.due("measure idle", host.boottime(), 2 * MEASURE_S)):
-            self.family.send({"op": "usage"})
-
-    def take_usage(self, message: dict[str, Any]) -> None:
-        """What the family and its jobs have used; the rest of the machine's load is foreign."""
-        times = os.times()
-        self.meter.sample(message["cpu_s"] + times.user + times.system)
-        for key, used in message["jobs"].items():
-            live = self.live.get(int(key.partition(".")[0]))
-            if live:
-                live.rss_mb = int(used["rss_mb"])
-
     def publish(self, state: str) -> None:
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
             **claim.facts(self),
-            "measured": self.meter.facts() if self.measured else None,
+            "measured": measure.facts(self),
+            "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,

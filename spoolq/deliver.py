@@ -89,13 +89,18 @@ def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | Non
 
 
 def deliver(
-    spool: Spool, node: str, items: Sequence[Finished], requeue: Callable[[Finished], bool] = lambda _: False
+    spool: Spool,
+    node: str,
+    items: Sequence[Finished],
+    requeue: Callable[[Finished], bool] = lambda _: False,
+    lost: Callable[[], None] = lambda: None,
 ) -> list[Finished]:
     """
     Deliver what ended; the batch shares one fsync.
 
     Args:
         requeue: for those that are to run again instead; whether one is through.
+        lost: called at once when an output was lost, since that is told only once.
 
     Returns:
         The items that are `through` (done, or late); the others stay and are tried again.
@@ -107,6 +112,8 @@ def deliver(
         if not item.requeue:
             _sync_outputs(item)
             prepare(item, node)
+    if any(item.ended.get("reason") == OUTPUT_LOST for item in items):
+        lost()  # before anything that a full spool can delay
     new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
         spool.record(today(), node, [item.line for item in new])

@@ -38,11 +38,14 @@ class Job(NamedTuple):
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         constraint: what the labels of its node must satisfy (see `constraint`), or empty.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        begin: not before this, as `begin.resolved` makes it, or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
         parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -67,18 +70,27 @@ class Job(NamedTuple):
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     constraint: str = ""
+    begin: str = ""
+    ages: bool = False
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
     unique: str = ""
     parent: str = ""
     export: str = "all"
+    policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""
     submit_host: str = ""
 
     def entry(self, job_id: int) -> Entry:
         """The entry of this job before its first rename."""
+        other: tuple[str, ...] = ()
+        if self.begin or (self.ages and self.submitted):  # few have them
+            from spoolq import begin
+
+            other = begin.fact(begin.moment(self.begin, 0)) if self.begin else ()
+            other += begin.since(begin.moment(self.submitted, 0)) if self.ages and self.submitted else ()
         return Entry(
             rank=rank_of(self.priority),
             id=job_id,
@@ -86,9 +98,9 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held or ("HD" if self.depend else ""),
+            held=self.held or ("HD" if self.depend else "HB" if self.begin else ""),
             more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
-            other=(f"P{self.parent}",) if self.parent.isdigit() else (),
+            other=other + ((f"P{self.parent}",) if self.parent.isdigit() else ()),
             label=label_of(self.name),
         )
 

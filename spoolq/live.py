@@ -23,6 +23,7 @@ class Live:
     requeue: bool = False
     asked: bool = False
     rss_mb: int = 0
+    peak_mb: int = 0
     followed_until: float = 0.0  # s of CLOCK_BOOTTIME
     lends: bool = False  # it waits for jobs of its own, see `lend`
 

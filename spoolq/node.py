@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from spoolq import arguments, cgroup, constraint, host, local, patience, resources, service, where
 from spoolq.arguments import Flag
+from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
 from spoolq.errors import UsageError
@@ -70,6 +71,7 @@ def node(argv: Sequence[str]) -> int:
         labels=_labels(given, found.settings),
         wake=wake,
         groups=_groups(),
+        device_files={**DEVICE_FILES, **found.settings.device_files},
     )
 
     def stop() -> None:

@@ -78,6 +78,7 @@ OPTIONS: tuple[Option, ...] = (
            aliases=("dependency",), kind="list"),
     Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
            "if that can never be: yes cancels, no waits", "yes"),
+    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
     Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),

@@ -9,14 +9,16 @@ at most MOST_FILES.
 """
 
 import contextlib
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import constraint, roster, schedule
+from spoolq import begin, constraint, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
+from spoolq.precedence import Precedence
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
@@ -52,6 +54,8 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
 
 
@@ -94,7 +98,8 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
-        self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
+        self.precedence = Precedence(spool, nodes, self.views, live)
+        self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
         self._parents: Parents | None = None
 
@@ -122,18 +127,22 @@ class Outlook:
             return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held)
+        key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
         return known
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
+        if entry.held == begin.HELD and (when := begin.begins(entry)) is not None:
+            return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
+        if reason := self.precedence.limit(entry):
+            return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
-            reason = schedule.explain(entry, view, terms)
+            reason = self._on(view, entry, terms)
             if reason is None:
                 return Reason("Priority", f"{view.name} has room: waits for its turn")
             reasons[view.name] = reason
@@ -154,7 +163,10 @@ class Outlook:
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""
         terms = conditions_of(self.spool, entry.id) if entry.more else ANYWHERE
-        return {view.name: schedule.explain(entry, view, terms) for view in self.views}
+        return {view.name: self._on(view, entry, terms) for view in self.views}
+
+    def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
+        return schedule.explain(entry, view, terms) or self.precedence.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""

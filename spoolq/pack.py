@@ -148,7 +148,7 @@ def share(
         terms = conditions(entry) if entry.more or here else ANYWHERE
         able = walk.able(entry, roomy, terms)
         if here and (kept := walk.bars(entry, me.name)):
-            withheld.append((entry, _kept(me.name, kept)))
+            withheld.append((entry, kept_for(me.name, kept)))
         if not able:
             if terms is not None:
                 walk.keep_place(entry, terms)
@@ -247,7 +247,8 @@ class _Walk:
         self.windows[best] = Window(entry, seen[best])
 
 
-def _kept(node: str, kept: Window) -> Reason:
+def kept_for(node: str, kept: Window) -> Reason:
+    """Why a job does not start on a node that keeps a place for another."""
     when = "when enough jobs have ended" if kept.in_s is None else f"in {show_seconds(kept.in_s)} at the latest"
     text = f"{node} keeps {show(kept.entry.wants)} for job {kept.entry.id}, which starts {when}; this would delay it"
     return Reason("Priority", text)

@@ -19,7 +19,7 @@ from spoolq import host, pack, roster, schedule
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.lease import LATE, Watch, observe
-from spoolq.reserve import Node, Task, digest, holder, reserving
+from spoolq.reserve import Node, Task, digest, holder, reserving, said
 from spoolq.resources import Amounts, fits
 from spoolq.schedule import Conditions, NodeView, Plan
 from spoolq.spool import Placed
@@ -77,7 +77,7 @@ class Placement:
                 reads += 1
                 other = self.known[name] = self._read(name, other, now)
             if other and other.takes:
-                near.append(_node(name, other, now))
+                near.append(said(name, other.facts, now - other.seen_s))
             if len(near) == NEAR:
                 break
         for name in self.known.keys() - set(names):
@@ -104,7 +104,7 @@ class Placement:
             other = self.known.get(name)
             if other is None or now - other.read_s >= self.every_s:
                 other = self.known[name] = self._read(name, other, now)
-            far += [_node(name, other, now)] if other.takes else []
+            far += [said(name, other.facts, now - other.seen_s)] if other.takes else []
         return (*self.others, *far)
 
     # --- what this node says
@@ -222,21 +222,3 @@ def overtakes(waiting: Sequence[Entry], found: Plan, capacity: Amounts) -> bool:
         if (entry.id, entry.chunk) not in starts and not entry.held and fits(entry.wants, capacity):
             return True
     return False
-
-
-def _node(name: str, other: Other, now: float) -> Node:
-    """It as it said, what its jobs have left counted down since."""
-    facts = other.facts
-    age_s = now - other.seen_s
-    tasks = []
-    for said in facts["tasks"] if isinstance(facts.get("tasks"), list) else ():
-        if isinstance(said, list) and len(said) == 2 and isinstance(said[0], dict):
-            left_s = max(0.0, said[1] - age_s) if isinstance(said[1], int | float) else None
-            tasks.append(Task(_amounts(said[0]), left_s))
-    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks))
-
-
-def _amounts(said: Any) -> dict[str, int]:
-    if not isinstance(said, dict):
-        return {}
-    return {name: amount for name, amount in said.items() if type(amount) is int and amount >= 0}

@@ -113,6 +113,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
         "submit_host": job.submit_host or None,
@@ -140,9 +141,12 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     else:
         pairs.append(("job file", "cannot be read any more"))
     pairs.append(("request", _request(placed)))
+    pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if entry.aside:
+        pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
     if job and job["depend"]:
         pairs.append(("depends on", " ".join(job["depend"])))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""

@@ -24,7 +24,7 @@ from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
 TRIES = 8  # renames lost to somebody else before giving up; each means that the job has moved on
-_RELEASABLE = ("HU", "HA", "HR", "")
+_RELEASABLE = ("HU", "HA", "HB", "HR", "")
 
 
 class Outcome(NamedTuple):
@@ -285,11 +285,11 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "reaping":
         return _taken_over(placed)
     if placed.top == "running":
-        if entry.suspended:
+        if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
-        if entry.held not in ("HR", "HD"):
+        if entry.held not in ("HR", "HD", "HB"):
             return nothing(placed, f"is held already ({HELD.get(entry.held, 'held')})")
         answer, target = spool.edit(placed, held="HU")
     else:
@@ -313,22 +313,25 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if entry.held not in _RELEASABLE:
         how = f"; spoolq edit {entry.id} depend=none lets it go without" if entry.held == "HD" else ""
         return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}{how}", failed=True)
-    held = "" if entry.held == "HR" else next_hold(spool, entry)
+    held = "" if entry.held in ("HR", "HB") else next_hold(spool, entry)
     answer, target = spool.edit(placed, held=held) if held else spool.release(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
-    then = "; it waits for other jobs" if held else ""
+    then = {"HD": "; it waits for other jobs", "HB": "; it waits for its begin time"}.get(held, "")
     return Outcome(entry.id, "released", f"job {entry.id}: released{then}")
 
 
 def next_hold(spool: Spool, entry: Entry) -> str:
-    """What else holds a job that nobody holds any more, or that is to run again, see `parents`."""
-    if not entry.more:
-        return ""
-    from spoolq import parents
+    """What else holds a job that nobody holds any more, or that is to run again, see `parents` and `begin`."""
+    from spoolq import begin
 
-    return parents.next_hold(spool, entry)
+    if entry.more:
+        from spoolq import parents
+
+        if held := parents.next_hold(spool, entry):
+            return held
+    return begin.next_hold(entry, time.time())
 
 
 def requeue_step() -> Step:

@@ -28,6 +28,7 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 _TEXTS = [
     "name",
     "chdir",
+    "begin",
     "held",
     "rerun",
     "output",
@@ -59,6 +60,7 @@ _LISTS = [
     "exclude",
     "declared",
     "depend",
+    "policy",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")

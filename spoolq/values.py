@@ -36,6 +36,13 @@ def wants(name: str, read: Callable[[str, str], int]) -> Callable[[str], Fields]
     return lambda text: amount_of(name, read(text, name))
 
 
+def begin(text: str) -> Fields:
+    from spoolq import begin as room
+
+    room.moment(text, 0.0)
+    return {"begin": text}
+
+
 def gres(text: str) -> Fields:
     wants: dict[str, int] = {}
     typed: list[str] = []  # `gpu:a100:2`: of this type, which is a label

@@ -183,6 +183,7 @@ def test_settings_of_the_user_win_over_those_of_the_site():
         "node.mem": "/etc/spoolq/config.toml:4",
         "node.resources": "config.toml:5",
         "node.labels": "default",
+        "node.device_files": "default",
     }
 
 

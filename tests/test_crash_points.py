@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spoolq import amend, daemon, deliver, intake, recover, steer
+from spoolq import amend, daemon, deliver, intake, measure, recover, steer
 from spoolq.daemon import Daemon
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
@@ -297,6 +297,46 @@ def test_node_dies_at_every_call_of_an_edit(tmp_path, monkeypatch):
         assert [] == world.requests()
 
     assert explore_node(tmp_path, monkeypatch, running("edit"), verify) > 50
+
+
+@pytest.mark.parametrize("foreign", [9.0, 0.0])
+def test_node_dies_at_every_call_of_stepping_aside_and_going_on(tmp_path, monkeypatch, foreign):
+    """Two jobs under overload, or one of them aside and the load gone: name and runner agree in the end."""
+
+    def overloaded(world: World, foreign: float) -> None:
+        node = world.up()
+        node.policy = node.policy._replace(overload_suspend=True)
+        node.gauge.hysteresis.hold_s = 0.0
+        node.gauge.meter._foreign = foreign
+        for now in range(3):
+            world.turn(node, "queue", "control", "deliver")
+            measure.relieve(node, float(now))
+
+    def before(world: World) -> None:
+        running()(world)
+        if not foreign:
+            overloaded(world, 9.0)
+            assert world.entry(2).aside
+
+    def verify(world: World) -> None:
+        for job_id in (1, 2):
+            entry, stage = world.entry(job_id), world.runner.jobs[job_id, 1]["stage"]
+            assert ("paused" if entry.suspended else "running") == stage, (entry.name, stage)
+            assert entry.suspended == entry.aside
+        assert not world.entry(1).suspended
+        node = world.daemon()
+        recover.come_up(node)
+        recover.compare_notes(node)
+        measure.relieve(node, 1.0)  # the site has turned it off: nobody is left behind
+        assert "running" == world.runner.jobs[2, 1]["stage"]
+        assert not world.entry(2).suspended
+
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(World, "serve", lambda world: overloaded(world, foreign))
+    points = explore(
+        tmp_path, monkeypatch, before, lambda world: overloaded(world, foreign), after=then_all_end(verify)
+    )
+    assert points > 10
 
 
 # --- what was left behind

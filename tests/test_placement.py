@@ -1,8 +1,9 @@
 """Placement by real nodes: packing, spreading, a big job among an endless stream of small ones, backfill."""
 
 import os
+import time
 
-from spoolq.placement import around
+from spoolq.placement import LOOK_S, around
 from tests.cluster import Cluster
 
 WAIT = "while [ ! -e {}/go ]; do sleep 0.05; done"
@@ -37,6 +38,13 @@ def names(cluster: Cluster, top: str) -> list[str]:
     ]
 
 
+def two_nodes(cluster: Cluster, cpus: int) -> None:
+    """n1 and n2, which know each other: they look around at most once a second."""
+    cluster.node("n1", cpus)
+    cluster.node("n2", cpus)
+    time.sleep(LOOK_S * 1.2)
+
+
 def go(cluster: Cluster) -> None:
     """Let all jobs end."""
     with open(f"{cluster.base}/go", "w"):
@@ -44,8 +52,7 @@ def go(cluster: Cluster) -> None:
 
 
 def test_small_jobs_fill_one_node_and_a_big_one_starts_at_once(cluster: Cluster):
-    cluster.node("n1", 4)
-    cluster.node("n2", 4)
+    two_nodes(cluster, 4)
     small = [cluster.sub("--wrap", WAIT.format(cluster.base)) for _ in range(4)]
 
     (full, empty) = sorted(placed(cluster, small).values(), key=len, reverse=True)
@@ -59,8 +66,7 @@ def test_small_jobs_fill_one_node_and_a_big_one_starts_at_once(cluster: Cluster)
 
 def test_spread_takes_the_emptiest_node(cluster: Cluster):
     say(cluster, placement="spread")
-    cluster.node("n1", 4)
-    cluster.node("n2", 4)
+    two_nodes(cluster, 4)
     jobs = []
     for _ in range(4):
         jobs.append(cluster.sub("--wrap", WAIT.format(cluster.base)))
@@ -71,8 +77,7 @@ def test_spread_takes_the_emptiest_node(cluster: Cluster):
 
 
 def test_a_whole_node_job_gets_its_turn_among_an_endless_stream(cluster: Cluster):
-    cluster.node("n1", 2)
-    cluster.node("n2", 2)
+    two_nodes(cluster, 2)
     stream = "".join(f"sleep 0.{20 + number % 17}\n" for number in range(150))
     cluster.ok("sub", "--each-line", "-", stdin=stream)
     big = cluster.sub("-c", "2", "-p", "1", "true")
