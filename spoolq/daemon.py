@@ -13,40 +13,22 @@ import logging
 import os
 import random
 import select
-import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
-from spoolq import (
-    __version__,
-    claim,
-    control,
-    deliver,
-    elbow,
-    host,
-    measure,
-    plugin,
-    profile,
-    recover,
-    rerun,
-    resources,
-    schedule,
-    service,
-    ship,
-)
+from spoolq import admission, claim, control, deliver, host, measure, recover, rerun, resources, service, ship
 from spoolq.agenda import Agenda
-from spoolq.channel import Family, Gone, say_program
+from spoolq.around import Around
+from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
-from spoolq.config import Policy
+from spoolq.config import Policy, Settings
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
 from spoolq.descent import end_with_parents
+from spoolq.devices import Bench
 from spoolq.due import Due
-from spoolq.errors import TryAgain, UsageError
-from spoolq.intake import Intake
-from spoolq.job import Job
+from spoolq.errors import TryAgain
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
@@ -80,7 +62,9 @@ class Daemon(Agenda):
         wake: Wake,
         groups: str | None = None,
         device_files: Mapping[str, str] | None = None,
-        labels: Labels = MappingProxyType({}),
+        labels: Labels | None = None,
+        bench: Bench | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -91,19 +75,23 @@ class Daemon(Agenda):
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
             device_files: see `busy`.
+            settings: what site and user say of this node, or None.
             labels: of the machine and the site.
+            bench: the devices that are told apart; `capacity` counts them too.
         """
         super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.labels = labels_of(node, self.capacity, labels)
+        self.labels = labels_of(node, self.capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
+        self.bench = bench or Bench({})
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
         self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
         self.device_files = dict(device_files or {})
+        self.around = Around(spool.root, node, state_dir, settings or Settings())
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -118,15 +106,7 @@ class Daemon(Agenda):
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
-        self.intake = Intake(
-            spool,
-            node,
-            settle_s=policy.settle_s,
-            any_owner=policy.drop_any_owner,
-            base=policy.job_fields(),
-            check=self.refusal,
-            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
-        )
+        self.intake = admission.intake(self)
 
     # --- the loop
 
@@ -153,6 +133,7 @@ class Daemon(Agenda):
         measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+            self.around.tidy(self)
 
     def turn(self) -> None:
         """One step, whatever happens in it."""
@@ -179,6 +160,8 @@ class Daemon(Agenda):
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+        if self.around.busy or self.around.drain:
+            self.part("steps", self.around.step, self)
             self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
@@ -190,7 +173,7 @@ class Daemon(Agenda):
         if self.due("followed", now, 1.0):
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
-            self.part("drop", self.admit, now)
+            self.part("drop", admission.admit, self, now)
         measure.step(self, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
@@ -232,12 +215,6 @@ class Daemon(Agenda):
         log.warning("spool %s error=%s file=%s", what, error, getattr(error, "filename", None) or "-")
         self.troubled = True
 
-    def admit(self, now: float) -> None:
-        """Make jobs of what was dropped."""
-        if self.intake.step(time.monotonic()):
-            self.last_work, self.looked, self.candidates = now, False, []
-            self._due["queue"] = 0.0
-
     def beat(self) -> None:
         """Beat, if this still is the spool that we serve, and renew the right to start jobs."""
         self.presence.beat()
@@ -246,7 +223,7 @@ class Daemon(Agenda):
 
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled:
+        if self.unsettled or self.around.busy:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
@@ -297,6 +274,8 @@ class Daemon(Agenda):
     def take(self, message: dict[str, Any]) -> None:
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
+            case "started":
+                self.around.told(message, self.live.get(message["id"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":
@@ -306,24 +285,18 @@ class Daemon(Agenda):
             case _:
                 pass
 
-    def renew(self, version: str) -> None:
-        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
-        if version != __version__ and not self.renewed:
-            log.info("renewing the runner from=%s to=%s", version, __version__)
-            self.renewed = True
-            say_program(self.state_dir)
-            self.family.send({"op": "reexec"})
-
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
-        if live is None or live.at.entry.attempt != attempt:
+        if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return
+        again = self.around.judge((job_id, attempt), ended)
         del self.live[job_id]
         if live.scratch:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
-        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost or again)
         if not item.requeue and rerun.wanted(item):
             item.requeue = item.retry = True
         self.ended.append(item)
@@ -345,6 +318,7 @@ class Daemon(Agenda):
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
         self.live.pop(live.at.entry.id, None)
+        self.around.forget((live.at.entry.id, live.at.entry.attempt))
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -372,6 +346,7 @@ class Daemon(Agenda):
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.around.through(item)
                 self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
@@ -386,13 +361,6 @@ class Daemon(Agenda):
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,
+            **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)
-
-    def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or why this spool does not take it; or None."""
-        try:
-            elbow.check(job, self.policy)
-        except UsageError as error:
-            return str(error)
-        return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

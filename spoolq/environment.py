@@ -53,6 +53,7 @@ _OWN_NAMES = """
     SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY
 """
 _OWN = frozenset(_OWN_NAMES.split())
+_OWN_STARTS = ("SPOOLQ_GRES_", "SPOOLQ_DEVICES_")
 SUBMIT_DIR = "SPOOLQ_SUBMIT_DIR"  # the submitter packs it with the rest, since --chdir may differ
 
 
@@ -165,7 +166,7 @@ def shared(data: bytes, base: tuple[tuple[str, str], ...] = ()) -> Shared:
         base: what the node gives to every job (PATH, HOME, USER, ...); the job's own values win.
     """
     env = {**dict(base), **unpack(data)}
-    lines = [f"{k}={v}" for k, v in env.items() if k not in _OWN and not k.startswith("SPOOLQ_GRES_")]
+    lines = [f"{k}={v}" for k, v in env.items() if k not in _OWN and not k.startswith(_OWN_STARTS)]
     return Shared(tuple(lines), tuple(name for name in THREADS if name not in env), SUBMIT_DIR in env)
 
 

@@ -78,10 +78,15 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("run: --each-line is for `spoolq sub`")
     found = where.find(parsed.flags.get("spool", ""), make=True)
     asked = request.ask(parsed, found, request.current_directory())
+    if request.up_to_date(asked.job, request.current_directory()):
+        submit.say_fresh(", ".join(asked.job.targets))
+        return 0
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
     placed, joined = submit.submit_or_join(found, asked, parsed, warn=False)
+    if not joined:
+        submit.tell(found, [placed.entry.id], asked.job)
     foreground = Foreground(found, placed, asked, stopped, verbose=verbose, joined=joined)
     if "SPOOLQ_JOB_ID" not in os.environ:
         return foreground.run()

@@ -45,6 +45,7 @@ class Job(NamedTuple):
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
         parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
         policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -78,6 +79,9 @@ class Job(NamedTuple):
     unique: str = ""
     parent: str = ""
     export: str = "all"
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    if_stale: bool = False
     policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""

@@ -14,10 +14,12 @@ import signal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import elbow, environment, fsops, home, host, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, script, ship, stored
 from spoolq.config import Policy
+from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
@@ -26,6 +28,7 @@ from spoolq.spool import Spool
 from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
 
 
@@ -55,15 +58,18 @@ def _hopeless(problem: str) -> Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None) -> None:
+    def __init__(
+        self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None, kinds: Kinds = NO_KINDS
+    ) -> None:
         """
         Nothing is read yet.
 
         Args:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+            kinds: the devices of this node that are told apart.
         """
-        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
+        self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -150,14 +156,16 @@ class Launcher:
         with contextlib.suppress(OSError):
             fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
 
-    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy, held: Held) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
         job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        if self.kinds:
+            env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        message = {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,

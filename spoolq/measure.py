@@ -52,7 +52,8 @@ def devices(daemon: "Daemon", now: float) -> None:
     """Look who uses devices; also before the first claim."""
     files = {name: path for name, path in daemon.device_files.items() if name in daemon.capacity}
     if files and daemon.due("devices", now, DEVICES_S):
-        daemon.gauge.busy = busy.busy(files, daemon.state_dir)
+        daemon.gauge.busy = found = busy.busy(files, daemon.state_dir)
+        daemon.bench.busy = {name: frozenset(map(str, numbers)) for name, numbers in found.items()}
 
 
 def take(daemon: "Daemon", message: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class Parsed(NamedTuple):
 class Option(NamedTuple):
     """
     One row. `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
-    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone.
+    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone. `gathers`: given twice, both count.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()
     kind: str = "text"
     scope: str = JOB
+    gathers: bool = False
 
 
 # fmt: off
@@ -94,6 +95,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("no-requeue", "", "", v.flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
     Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
     Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
+    Option("in", "", "FILE,..", v.files("in", "inputs"), "what it is made from", kind="list", gathers=True),
+    Option("out", "", "FILE,..", v.files("out", "targets"), "what it makes; if it fails, FILE.failed", kind="list",
+           gathers=True),
+    Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
+           kind="flag"),
     Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
@@ -129,9 +135,9 @@ def apply(pairs: Pairs, base: Mapping[str, Any] | None = None) -> Fields:
     """
     last: dict[str, str] = {}
     for pair in pairs:
-        name = BY_NAME[pair[0]].name
-        last.pop(name, None)  # the last wins, also over other options for the same field
-        last[name] = pair[1]
+        option = BY_NAME[pair[0]]
+        earlier = last.pop(option.name, None)  # the last wins, also over other options for the same field
+        last[option.name] = f"{earlier},{pair[1]}" if option.gathers and earlier is not None else pair[1]
     fields: Fields = dict(base or {})
     wants = {**DEFAULT_WANTS, **fields.get("wants", {})}
     declared: set[str] = set(fields.get("declared", ()))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import begin, constraint, roster, schedule
+from spoolq import begin, constraint, devices, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.precedence import Precedence
@@ -51,6 +51,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
         labels=constraint.sound(node.facts.get("labels")),
+        devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",

@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, elbow, fsops, home, host, result, ship
-from spoolq.channel import Gone
+from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, result, ship
+from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -82,12 +82,21 @@ def compare_notes(daemon: "Daemon") -> None:
         for message in daemon.family.receive():  # ends may follow in the same breath
             if message["op"] == "known":
                 reconcile(daemon, message["jobs"])
-                daemon.renew(message["version"])
+                renew(daemon, message["version"])
                 daemon.sure = True
             else:
                 daemon.take(message)
         if not daemon.sure:
             daemon.pause(1.0)
+
+
+def renew(daemon: "Daemon", version: str) -> None:
+    """After an upgrade: the family executes the new program in place; its jobs stay its children."""
+    if version != __version__ and not daemon.renewed:
+        log.info("renewing the runner from=%s to=%s", version, __version__)
+        daemon.renewed = True
+        say_program(daemon.state_dir)
+        daemon.family.send({"op": "reexec"})
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
@@ -118,7 +127,10 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         key = (live.at.entry.id, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
+    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
+        if known.state(key) == "running" and known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
         complete_result(daemon, key, known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
     placed = [live.at.entry for live in daemon.live.values()] + [item.at.entry for item in daemon.ended]
@@ -221,6 +233,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         read = deliver.read_job(daemon.spool, key[0])
         ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
         live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
+        live.devices = devices.sound(job.get("devices"))
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
     if wish := known.wish(key):

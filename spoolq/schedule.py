@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spoolq.constraint import Labels, mismatch
+from spoolq.devices import Stock
 from spoolq.entry import HELD, Entry
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
@@ -67,6 +68,7 @@ class NodeView:
         busy: numbers of the devices that processes outside spoolq use, by resource.
         idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
         labels: what constraints are asked of.
+        devices: what is free of each device, where some are told apart.
     """
 
     name: str
@@ -79,6 +81,7 @@ class NodeView:
     busy: Mapping[str, Sequence[int]] = field(default_factory=dict)
     idle_load: int = IDLE_LOAD
     labels: Labels = field(default_factory=dict)
+    devices: Stock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,7 @@ def admit(
     if node.draining or node.full:
         stay, waiting = [(entry, 0, None) for entry in waiting], ()
     room = left.get
+    stock = node.devices.copy() if node.devices else None
     for entry in waiting:
         wants = entry.wants
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
@@ -130,6 +134,8 @@ def admit(
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
+            if stock and not reason and stock.lend(wants) is None:
+                reason = _no_device(wants, node) or Reason("Priority", "its devices go to jobs that come first")
             if reason:
                 stay.append((entry, len(start), reason))
                 continue
@@ -178,7 +184,7 @@ def explain(
     reason = _unsuitable(entry, node, conditions)
     if reason and reason.word != "CwdMissing":
         return reason
-    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or _no_device(entry.wants, node) or reason
 
 
 def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
@@ -200,6 +206,14 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
     return None
 
 
+def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
+    """Enough in sum, and yet not to be lent: a part of a job's share is never of two devices."""
+    if not node.devices or not (text := node.devices.why(wants)):
+        return None
+    names = [name for name in node.devices.free if name in wants]
+    return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
+
+
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
     if short := lacking(wants, node.capacity):
         parts = [f"{_needs(wants, name)}, {_figure(name, node.capacity.get(name, 0))} in all" for name in short]
@@ -214,6 +228,9 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    if node.devices and all(name in node.devices.busy for name in short):
+        busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
     if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
         return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} in use outside spoolq"]))

@@ -52,9 +52,12 @@ _NUMBERS = [
     "time_factor",
 ]
 _FLAGS = [
+    "if_stale",
     "script",
 ]
 _LISTS = [
+    "inputs",
+    "targets",
     "command",
     "nodelist",
     "exclude",
@@ -66,6 +69,7 @@ _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)
 }
+_KEYS |= {"inputs": "in", "targets": "out"}
 _FIELDS = {key: field for field, key in _KEYS.items()}
 _CHOICES = {"open_mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
 _CHOICES |= {"output_mode": ("spool", "local"), "kill_on_invalid_dep": ("yes", "no")}

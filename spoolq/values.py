@@ -144,6 +144,16 @@ def path(field: str) -> Callable[[str], Fields]:
     return parse
 
 
+def files(option: str, field: str) -> Callable[[str], Fields]:
+    def parse(text: str) -> Fields:
+        names = tuple(part.replace("\0", ",") for part in text.replace("\\,", "\0").split(",") if part)
+        if not names or any("\n" in name for name in names):
+            raise UsageError(f"{option}: must name files, not {text[:60]!r} (a comma in a name is written \\,)")
+        return {field: names}
+
+    return parse
+
+
 def choice(field: str, choices: Sequence[str]) -> Callable[[str], Fields]:
     def parse(text: str) -> Fields:
         if text not in choices:

@@ -20,6 +20,7 @@ PURE = frozenset(
         "constraint",
         "depend",
         "begin",
+        "devices",
         "entry",
         "elbow",
         "environment",
@@ -28,6 +29,7 @@ PURE = frozenset(
         "history",
         "job",
         "jobfile",
+        "keys",
         "lease",
         "nodelist",
         "options",
@@ -158,7 +160,7 @@ def test_only_few_rooms_make_calls_on_the_spool():
 
 def test_only_fsops_renames_links_or_syncs_on_the_spool():
     """`os.rename` and its kin elsewhere are about node-local files only."""
-    local = {"channel", "claims", "recover", "journal", "kin", "presence", "takeover"}
+    local = {"channel", "claims", "hook", "recover", "journal", "kin", "presence", "shepherd", "takeover"}
     for path in PACKAGE.glob("*.py"):
         calls = {
             node.func.attr

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from spoolq import __main__ as program
-from spoolq import environment, fsops, home, request, stored, submit
+from spoolq import environment, fsops, home, lines, request, stored, submit
 from spoolq.entry import parse_name
 from spoolq.script import interpreter
 
@@ -514,7 +514,7 @@ def test_many_submitters_at_once_get_ids_of_their_own(spool, place, capsys):
 
     def one():
         parsed = submit.options.parse(["--each-line", file])
-        got.extend(submit.each_line(parsed, found, str(place), only_check=False))
+        got.extend(lines.each_line(parsed, found, str(place), only_check=False))
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
