@@ -71,6 +71,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "lend",
         "nested",
         "parents",
         "peers",
