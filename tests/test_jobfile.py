@@ -72,8 +72,6 @@ JOBS = st.builds(
     constraint=TEXTS,
     begin=TEXTS,
     parent=TEXTS,
-    begin=st.sampled_from(["", "2026-12-24T18:30:00Z"]),
-    ages=st.just(False),
     nodelist=st.lists(TEXTS, max_size=3).map(tuple),
     exclude=st.lists(TEXTS, max_size=3).map(tuple),
     policy=st.lists(TEXTS, max_size=3).map(tuple),
