@@ -47,6 +47,7 @@ class Job(NamedTuple):
         parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
+        stage_in, stage_out: `SRC[:DST]`, copied to and from the node's own disk (see `staging`).
         policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -84,6 +85,8 @@ class Job(NamedTuple):
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     if_stale: bool = False
+    stage_in: tuple[str, ...] = ()
+    stage_out: tuple[str, ...] = ()
     policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""

@@ -145,6 +145,14 @@ def device_files(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+def path_map(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or any(not isinstance(to, str) or to[:1] != "/" for to in value.values()):
+        raise UsageError('must be a table of absolute paths (example: { "/home" = "/nfs/home" })')
+    if any(old[:1] != "/" for old in value):
+        raise UsageError(f"{next(old for old in value if old[:1] != '/')[:60]!r} is no absolute path")
+    return dict(value)
+
+
 def load(data: bytes, file: str) -> tuple[dict[str, Any], str]:
     try:
         return read_toml(data, file)

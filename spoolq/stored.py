@@ -58,6 +58,8 @@ _FLAGS = [
     "ages",
 ]
 _LISTS = [
+    "stage_in",
+    "stage_out",
     "inputs",
     "targets",
     "command",

@@ -178,6 +178,25 @@ def files(option: str, field: str) -> Callable[[str], Fields]:
     return parse
 
 
+def stage(option: str, field: str) -> Callable[[str], Fields]:
+    read = files(option, field)
+
+    def parse(text: str) -> Fields:
+        fields = read(text)
+        for item in fields[field]:
+            source, _, target = item.replace("\\:", "").partition(":")
+            inside = target if field == "stage_in" else source  # what is below the scratch directory
+            if not source or inside.startswith("/") or ".." in inside.split("/"):
+                below = "relative to the scratch directory, without `..`"
+                which = "DST" if field == "stage_in" else "SRC"
+                raise UsageError(
+                    f"{option}: {item[:60]!r}: {which} must be {below} (example: {option} data/a.bam:a.bam)"
+                )
+        return fields
+
+    return parse
+
+
 def choice(field: str, choices: Sequence[str]) -> Callable[[str], Fields]:
     def parse(text: str) -> Fields:
         if text not in choices:

@@ -79,6 +79,8 @@ JOBS = st.builds(
     targets=st.lists(TEXTS, max_size=3).map(tuple),
     if_stale=st.booleans(),
     ages=st.booleans(),
+    stage_in=st.lists(TEXTS, max_size=3).map(tuple),
+    stage_out=st.lists(TEXTS, max_size=3).map(tuple),
     held=st.sampled_from(["", "HU", "HD"]),
     export=st.sampled_from(["all", "none", "A,B", "all,A"]),
     user=TEXTS,
