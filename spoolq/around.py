@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from spoolq import hook
 from spoolq.config import Settings
+from spoolq.local import KEPT
 from spoolq.state import of_ending
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Around:
         self.keys: set[Key] = set()
         self.drain = ""  # why this node must start no more, until that is in the spool
         self._finishing: dict[Key, tuple[int, dict[str, Any]]] = {}  # -> process, end of the job
+        # directories of jobs where the site wants them, told from those of other nodes and users
+        self._scratches = f"{os.path.expanduser(settings.scratch)}/spoolq-{os.getuid()}-{os.path.basename(state_dir)}-"
         if settings.wrapper:
             self._wrapper = shutil.which(settings.wrapper[0]) or settings.wrapper[0]
         with contextlib.suppress(FileNotFoundError):
@@ -70,10 +73,15 @@ class Around:
         if settings.wrapper:
             message["argv"] = [*settings.wrapper, *message["argv"]]
             message["program"] = self._wrapper
-        if not (settings.prolog or settings.epilog or job.targets):
+        stages = job.stage_in or job.stage_out
+        if not (settings.prolog or settings.epilog or job.targets or stages):
             return
         key = (entry.id, entry.attempt)
         self.forget(key)
+        scratch = message["scratch"]
+        if settings.scratch and stages:
+            scratch = f"{self._scratches}{entry.id}.{entry.attempt}"
+            message["env"] = [*message["env"], f"SPOOLQ_SCRATCH={scratch}"]
         plan = {
             "argv": message["argv"],
             "program": message["program"],
@@ -83,6 +91,12 @@ class Around:
             "epilog": settings.epilog,
             "prolog_s": settings.prolog_s,
             "epilog_s": settings.epilog_s,
+            "node": self.node,
+            "scratch": scratch,
+            "own_scratch": scratch != message["scratch"],
+            "kept": f"spoolq-job-{entry.id}.{entry.attempt}{KEPT}",
+            "stage_in": job.stage_in,
+            "stage_out": job.stage_out,
             "inputs": job.inputs,
             "targets": job.targets,
             # a later attempt finds what an earlier one may have left half made
@@ -157,6 +171,8 @@ class Around:
         if said.get("epilog"):
             self.drain = f"{said['epilog']} (job {key[0]})"
         reason, detail = str(said.get("reason") or ""), str(said.get("detail") or "")
+        if ended.get("reason") and detail:  # ended for another reason, and that is to be known too
+            ended["detail"] = "; ".join(filter(None, (ended.get("detail"), detail)))
         if ended.get("reason") or not (reason or detail):
             return False
         if reason == "prolog":
@@ -177,6 +193,12 @@ class Around:
         placed = [*(live.at.entry for live in daemon.live.values()), *(item.at.entry for item in daemon.ended)]
         for key in self.keys.difference((entry.id, entry.attempt) for entry in placed):
             self.forget(key)
+        if self.settings.scratch:
+            used = {f"{self._scratches}{entry.id}.{entry.attempt}" for entry in placed}
+            top, prefix = os.path.split(self._scratches)
+            for name in os.listdir(top):
+                if name.startswith(prefix) and f"{top}/{name}" not in used:
+                    shutil.rmtree(f"{top}/{name}", ignore_errors=True)
 
     def told(self, message: dict[str, Any], live: "Live | None") -> None:
         """The runner says that an attempt began."""

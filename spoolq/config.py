@@ -78,6 +78,8 @@ SETTINGS = (
     Key("node", "resources", k.resources, None, "what else jobs may ask for"),
     Key("node", "device_files", k.device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
     Key("node", "devices", check_devices, None, "what else jobs may ask for, by its ids: { gpu = 2 }"),
+    Key("node", "scratch", k.path, None, "where jobs that stage have their files; default $TMPDIR"),
+    Key("node", "path_map", k.path_map, None, "paths that are called otherwise on this node"),
     Key("node", "wrapper", k.words, None, "put before the words of every command"),
     Key("node", "prolog", k.words, None, "run before each command, as the job"),
     Key("node", "epilog", k.words, None, "run after each command"),
@@ -153,6 +155,8 @@ class Settings(NamedTuple):
     resources: Amounts = MappingProxyType({})
     device_files: Mapping[str, str] = MappingProxyType({})
     devices: Kinds = MappingProxyType({})
+    scratch: str = ""
+    path_map: Mapping[str, str] = MappingProxyType({})
     wrapper: tuple[str, ...] = ()
     prolog: tuple[str, ...] = ()
     epilog: tuple[str, ...] = ()
@@ -166,6 +170,9 @@ class Settings(NamedTuple):
     labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
     rules: "tuple[Rule, ...]" = ()
+
+
+NO_SETTINGS = Settings()  # nobody says anything
 
 
 def parse_policy(data: bytes, file: str) -> Policy:

@@ -21,7 +21,7 @@ from spoolq.agenda import Agenda
 from spoolq.around import Around
 from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
-from spoolq.config import Policy, Settings
+from spoolq.config import NO_SETTINGS, Policy, Settings
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
@@ -64,7 +64,7 @@ class Daemon(Agenda):
         device_files: Mapping[str, str] | None = None,
         labels: Labels | None = None,
         bench: Bench | None = None,
-        settings: Settings | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -75,7 +75,7 @@ class Daemon(Agenda):
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
             device_files: see `busy`.
-            settings: what site and user say of this node, or None.
+            settings: what site and user say of this node.
             labels: of the machine and the site.
             bench: the devices that are told apart; `capacity` counts them too.
         """
@@ -88,10 +88,12 @@ class Daemon(Agenda):
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
+        self.launcher = Launcher(
+            spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds, path_map=settings.path_map
+        )
         self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
         self.device_files = dict(device_files or {})
-        self.around = Around(spool.root, node, state_dir, settings or Settings())
+        self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -179,8 +181,7 @@ class Daemon(Agenda):
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
         self.part("held", self.dependents.step, now)
-        if now >= self.begins.next():
-            self.part("begins", self.begins.look, now)
+        self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             beats, self._beats = self._beats, self.part("beat", self.beat)
             if self._beats and not beats:  # the spool is back: results need not wait any longer
@@ -227,7 +228,7 @@ class Daemon(Agenda):
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min(queue, self.begins.next(), *map(self.due_at, ("control", "drop", "beat", "held")))
+        nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.others and self._due.get("news", 0.0) > now:

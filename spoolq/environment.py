@@ -49,7 +49,7 @@ THREADS = (
 
 _OWN_NAMES = """
     SPOOLQ_JOB_ID SPOOLQ_JOB_NAME SPOOLQ_JOB_DIR SPOOLQ_SUBMIT_HOST SPOOLQ_SUBMIT_USER SPOOLQ_NODE SPOOLQ_CPUS
-    SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR TMPDIR PWD
+    SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR SPOOLQ_SCRATCH TMPDIR PWD
     SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY
 """
 _OWN = frozenset(_OWN_NAMES.split())
@@ -195,6 +195,7 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
         f"SPOOLQ_SPOOL={spool}",
         f"SPOOLQ_DIR={spool}",  # a job that submits, submits here
         f"TMPDIR={tmpdir}",
+        f"SPOOLQ_SCRATCH={tmpdir}",
         f"PWD={job.chdir}",
     ]
     if not common.submit_dir:

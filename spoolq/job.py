@@ -34,18 +34,20 @@ class Job(NamedTuple):
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
         mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        retry_mem: how much more a retry asks for after OUT_OF_MEMORY, as `values.grown` reads it, or empty.
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
-        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
-        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`).
         begin: not before this, as `begin.resolved` makes it, or empty.
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
         parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
+        stage_in, stage_out: `SRC[:DST]`, copied to and from the node's own disk (see `staging`).
         policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
@@ -64,15 +66,16 @@ class Job(NamedTuple):
     mem_factor: float | None = None
     time_factor: float | None = None
     signal: str = ""
+    retry_mem: str = ""
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    constraint: str = ""
     begin: str = ""
     ages: bool = False
+    constraint: str = ""
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"
@@ -82,6 +85,8 @@ class Job(NamedTuple):
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     if_stale: bool = False
+    stage_in: tuple[str, ...] = ()
+    stage_out: tuple[str, ...] = ()
     policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""

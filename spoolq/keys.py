@@ -133,7 +133,7 @@ def resources(value: Any) -> dict[str, int]:
             raise UsageError(
                 f"{name[:60]!r} is no name for a resource (lower case; cpus and mem are keys of their own)"
             )
-    return {name: amount(parse_amount, name)(amount) for name, amount in value.items()}
+    return {name: amount(parse_amount, name)(said) for name, said in value.items()}
 
 
 def device_files(value: Any) -> dict[str, str]:
@@ -142,6 +142,14 @@ def device_files(value: Any) -> dict[str, str]:
     for name, path in value.items():
         if not isinstance(path, str) or path[:1] != "/" or path.count("%d") != 1 or path.count("%") != 1:
             raise UsageError(f"{name}: {path!r:.60} is no absolute path with one %d for the number of the device")
+    return dict(value)
+
+
+def path_map(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or any(not isinstance(to, str) or to[:1] != "/" for to in value.values()):
+        raise UsageError('must be a table of absolute paths (example: { "/home" = "/nfs/home" })')
+    if any(old[:1] != "/" for old in value):
+        raise UsageError(f"{next(old for old in value if old[:1] != '/')[:60]!r} is no absolute path")
     return dict(value)
 
 

@@ -1,5 +1,5 @@
 """
-The program around a job's command on its node: prolog, command, epilog. Only for jobs or nodes that have such.
+The program around a job's command on its node: prolog, staging, command, epilog. Only for jobs or nodes that have such.
 
 It is the job's first process, so it is limited, suspended and killed with the job, and the runner need not know
 it. What it does is in a directory on the node's own disk, `<state>/steps/<id>.<attempt>/`: `plan`, written by
@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from spoolq import stale
+from spoolq import staging, stale
 
 JOBS_FAULT = 100  # the exit code of a prolog that blames the job and not the node (SGE's sge_conf(5) has the same)
 MOST_SAID = 1 << 20  # bytes that a prolog may print
@@ -99,15 +99,28 @@ class Shepherd:
 
     def _begin(self) -> Outcome | None:
         """What comes before the command; an outcome if that does not come."""
+        if self.plan["own_scratch"]:
+            try:
+                os.mkdir(self.plan["scratch"], 0o700)
+            except OSError as error:
+                return Outcome(1, reason="stage-in", detail=f"{self.plan['scratch']}: {error.strerror}")
         if words := self.plan["prolog"]:
             code, said = step(words, self.env, self.plan["prolog_s"])
-            if self.asked:
-                raise StoppedError
+            self._go_on()
             if code:
                 reason = "prolog-job" if code == JOBS_FAULT else "prolog"
                 return Outcome(1, reason=reason, detail=f"the prolog {failed(code, self.plan['prolog_s'])}")
             self._take(said)
+        if items := self.plan["stage_in"]:
+            try:
+                staging.stage_in(items, self.plan["chdir"], self.plan["scratch"], self._go_on)
+            except staging.StageError as error:
+                return Outcome(1, reason="stage-in", detail=str(error))
         return None
+
+    def _go_on(self) -> None:
+        if self.asked:
+            raise StoppedError
 
     def _take(self, said: bytes) -> None:
         """`export NAME=value` and `unset NAME` change the job's environment, as those of Slurm's TaskProlog do."""
@@ -125,8 +138,7 @@ class Shepherd:
     def _command(self) -> Outcome:
         self.before = stale.look(".", self.plan["targets"])
         self.say("run", before=self.before)
-        if self.asked:
-            raise StoppedError
+        self._go_on()
         argv, program = self.plan["argv"], self.plan["program"]
         try:
             pid = start(program or find(argv[0], self.env.get("PATH", os.defpath)), argv, self.env)
@@ -137,6 +149,10 @@ class Shepherd:
 
     def _end(self, outcome: Outcome) -> Outcome:
         """What comes after the command, however it ended."""
+        if self.before is not None:
+            outcome = self._bring_out(outcome)
+        if self.plan["own_scratch"]:
+            staging.discard(self.plan["scratch"])  # what was kept has another name
         if self.before is not None and (outcome.code or outcome.signal):
             for fault in stale.set_aside(".", self.plan["targets"], self.before):
                 sys.stderr.write(f"spoolq: not renamed to *{stale.FAILED}: {fault}\n")
@@ -148,6 +164,19 @@ class Shepherd:
             if code:
                 faults.append(f"the epilog {failed(code, self.plan['epilog_s'])}")
         self.say("over", **outcome._asdict(), epilog="; ".join(faults))
+        return outcome
+
+    def _bring_out(self, outcome: Outcome) -> Outcome:
+        """Also what a command left that failed; what cannot be brought out is kept here, and said where."""
+        well = not (outcome.code or outcome.signal)
+        plan = self.plan
+        try:
+            staging.stage_out(plan["stage_out"], plan["scratch"], plan["chdir"], lambda: None, needed=well)
+        except staging.StageError as error:
+            kept = staging.keep(plan["scratch"], plan["kept"])
+            detail = f"{error}; what was made is kept on {plan['node']} in {kept}"
+            sys.stderr.write(f"spoolq: stage-out: {detail}\n")
+            return Outcome(1, reason="stage-out", detail=detail) if well else outcome._replace(detail=detail)
         return outcome
 
     # --- after a kill

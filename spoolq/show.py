@@ -119,6 +119,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "in": list(job.inputs),
         "out": list(job.targets),
         "if_stale": job.if_stale,
+        "stage_in": list(job.stage_in),
+        "stage_out": list(job.stage_out),
         "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
@@ -149,6 +151,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     pairs.append(("request", _request(placed)))
     pairs += [("made from", ", ".join(job["in"]))] if job and job["in"] else []
     pairs += [("makes", ", ".join(job["out"]))] if job and job["out"] else []
+    pairs += [("stage in", ", ".join(job["stage_in"]))] if job and job["stage_in"] else []
+    pairs += [("stage out", ", ".join(job["stage_out"]))] if job and job["stage_out"] else []
     pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"

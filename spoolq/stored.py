@@ -38,6 +38,7 @@ _TEXTS = [
     "output_mode",
     "export",
     "signal",
+    "retry_mem",
     "user",
     "submitted",
     "submit_host",
@@ -54,8 +55,11 @@ _NUMBERS = [
 _FLAGS = [
     "if_stale",
     "script",
+    "ages",
 ]
 _LISTS = [
+    "stage_in",
+    "stage_out",
     "inputs",
     "targets",
     "command",
@@ -171,7 +175,7 @@ def read_job(data: bytes, file: str) -> Job:
                 _read_other(key, value, fields, wants)
             elif not _valid(field, value):
                 raise UsageError(f"{key}: {value!r:.60} is not valid")
-            elif field in _NUMBERS or field == "signal":
+            elif field in _NUMBERS or field in ("signal", "retry_mem"):
                 fields |= BY_NAME[key].parse(str(value))
             elif field in _LISTS:
                 fields[field] = frozenset(value) if isinstance(_DEFAULTS.get(field), frozenset) else tuple(value)

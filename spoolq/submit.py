@@ -109,7 +109,10 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
-    _look_at_parents(spool, [placed], asked.job)
+    if _tied(asked.job):
+        from spoolq import ties
+
+        ties.after(spool, [placed], asked.job)
     return placed
 
 
@@ -156,9 +159,10 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
-        _record_child(spool, job_id, asked.job)
-        if asked.job.unique:
-            _take_key(spool, job_id, asked.job)
+        if _tied(asked.job):
+            from spoolq import ties
+
+            ties.before(spool, asked.job, job_id)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
         placed = spool.submit(job_id, asked.job.entry(job_id))
         if asked.job.unique:
@@ -175,23 +179,6 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         raise
 
 
-def _record_child(spool: Spool, job_id: int, job: Job) -> None:
-    if job.parent.isdigit():
-        from spoolq import nested
-
-        nested.record(spool, job, job_id)
-
-
-def _take_key(spool: Spool, job_id: int, job: Job) -> None:
-    from spoolq import unique
-
-    try:
-        unique.take(spool, job, job_id)
-    except SpoolqError:
-        home.discard(spool.root, job_id)
-        raise
-
-
 def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
     try:
         spool.committed(placed)
@@ -200,15 +187,9 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
 
 
-def _look_at_parents(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
-    if job.depend:
-        from spoolq import parents, steer
-
-        try:
-            for note in parents.after_commit(spool, placed, job, steer.writer()):
-                request.warn(note)
-        except OSError as error:  # it is submitted all the same, and nodes look again
-            request.warn(f"its parents could not be looked at: {error.strerror}")
+def _tied(job: Job) -> bool:
+    """Whether there is more to do about it than one commit, see `ties`."""
+    return bool(job.depend or job.unique or job.parent.isdigit())
 
 
 def announce(ids: Sequence[int], parsed: Parsed) -> None:
@@ -273,7 +254,10 @@ def submit_many(
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
-            _record_child(spool, job_id, job)
+            if _tied(job):
+                from spoolq import ties
+
+                ties.before(spool, job, job_id)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):
@@ -293,5 +277,8 @@ def submit_many(
 
 def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
-    _look_at_parents(spool, batch, job)
+    if _tied(job):
+        from spoolq import ties
+
+        ties.after(spool, batch, job)
     return [placed.entry.id for placed in batch]

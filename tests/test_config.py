@@ -182,9 +182,6 @@ def test_settings_of_the_user_win_over_those_of_the_site():
         "node.cpus": "/etc/spoolq/config.toml:3",
         "node.mem": "/etc/spoolq/config.toml:4",
         "node.resources": "config.toml:5",
-        "node.labels": "default",
-        "node.device_files": "default",
-        "node.devices": "default",
     }
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 PURE = frozenset(
     [
         "agenda",
+        "begin",
         "constraint",
         "depend",
         "begin",
@@ -35,6 +36,7 @@ PURE = frozenset(
         "options",
         "overload",
         "pack",
+        "paths",
         "reason",
         "report",
         "reserve",
@@ -70,6 +72,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "lend",
         "nested",
         "parents",
         "peers",
@@ -159,7 +162,19 @@ def test_only_few_rooms_make_calls_on_the_spool():
 
 def test_only_fsops_renames_links_or_syncs_on_the_spool():
     """`os.rename` and its kin elsewhere are about node-local files only."""
-    local = {"channel", "claims", "hook", "recover", "journal", "kin", "presence", "shepherd", "takeover"}
+    local = {
+        "channel",
+        "claims",
+        "hook",
+        "recover",
+        "journal",
+        "kin",
+        "presence",
+        "shepherd",
+        "stale",
+        "staging",
+        "takeover",
+    }
     for path in PACKAGE.glob("*.py"):
         calls = {
             node.func.attr

@@ -288,3 +288,13 @@ def test_a_command_outside_a_job_asks_nobody(root, monkeypatch):
     spool = Spool(root)
     with nested.waiting(spool):
         assert [] == spool.nodes()
+
+
+def test_a_limit_of_one_job_for_each_user_does_not_keep_a_job_from_its_own(cluster: Cluster):
+    with open(f"{cluster.root}/spool.toml", "a") as file:
+        file.write("\n[policy]\nmax_running = 1\n")
+    cluster.node(cpus=4)
+    parent = cluster.sub("--wrap", f"{SPOOLQ} run echo inside; touch {cluster.base}/end; sleep 1")
+    ids = [parent, cluster.sub("true")]
+    assert ["COMPLETED"] * 2 == [cluster.result(job)["state"] for job in ids]
+    assert "inside\n" == cluster.text(parent)
