@@ -242,6 +242,8 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
         "service",
         "rerun",
         "recover",
+        "due",
+        "queue",
     ):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
