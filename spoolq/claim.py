@@ -16,8 +16,9 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, recover, schedule
+from spoolq import busy, home, host, lend, recover, schedule
 from spoolq.channel import Gone
+from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
@@ -25,7 +26,7 @@ from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
 from spoolq.queue import SCAN_LIMIT
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -93,11 +94,29 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.at.entry.wants for live in daemon.live.values()]
-    if not daemon.measured:
-        return free_of(daemon.capacity, held)
-    unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
-    return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+    held = [live.holds for live in daemon.live.values()]
+    measured = busy.left(daemon.capacity, daemon.gauge.busy)
+    unused = 0
+    if daemon.measured:
+        lives = daemon.live.values()
+        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
+    found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
+    if left := stock(daemon):
+        found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
+    return found
+
+
+def stock(daemon: "Daemon") -> Stock | None:
+    """What is free of each device, where some are told apart."""
+    bench = daemon.bench
+    return bench.stock(live.devices for live in daemon.live.values()) if bench.kinds else None
+
+
+def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
+    """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
+    lives = daemon.live.values()
+    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -106,16 +125,21 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        held={live.at.entry.id: live.holds for live in daemon.live.values()},
         labels=daemon.labels,
+        devices=stock(daemon),
         full=daemon.presence.full,
         draining=daemon.presence.draining,
+        busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
+        idle_load=round(daemon.policy.idle_load * UNIT),
     )
 
 
 def could_ever(daemon: "Daemon", at: Placed) -> bool:
     """Whether a job could start here if nothing else used this machine; if so, `--idle-exit` waits for it."""
-    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity, labels=daemon.labels)
+    lent = daemon.capacity
+    whole = Stock(daemon.bench.kinds)
+    idle = schedule.NodeView(name=daemon.node, capacity=lent, free=lent, labels=daemon.labels, devices=whole)
     return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
 
 
@@ -149,6 +173,10 @@ def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bo
 def start_one(daemon: "Daemon", at: Placed) -> Answer:
     """Claim one entry and hand it to the runner; the lease held before the claim is the one that counts."""
     ready = daemon.launcher.prepare(at.entry)
+    left = stock(daemon)
+    held = left.lend(at.entry.wants) if left else NONE_HELD
+    if held is None:
+        return Answer.LOST  # not tried: what was free when it was chosen is busy now
     began = daemon.presence.began
     daemon.claims.add(fitting(released(at.entry).next()).name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
@@ -161,17 +189,18 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
             return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
-        launch(daemon, claimed, ready, began)
+        launch(daemon, claimed, ready, began, held)
     return answer
 
 
-def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
+def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: Held = NONE_HELD) -> None:
     """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
     daemon.launcher.forget(at.entry.id)
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
         recover.give_back(daemon, at)
         return
-    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None, since=host.boottime())
+    job = ready.job if not ready.problem else None
+    live = daemon.live[at.entry.id] = Live(at, job, since=host.boottime(), devices=held)
     if ready.problem:
         fail(daemon, live, ready.problem)
         return
@@ -187,8 +216,9 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         if at.entry.rerun == "N":  # the disk may be ours: a claim that a power loss undid would be made again
             daemon.spool.make_durable([at])
         live.scratch = daemon.scratch.take()
-        message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy)
+        message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy, held)
         message["until"] = began + daemon.policy.fence_s
+        daemon.around.wrap(at.entry, ready.job, message)
         daemon.family.send(message, live.outputs)
     except Gone:
         raise  # the next runner will say that it does not know it

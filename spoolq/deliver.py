@@ -37,6 +37,7 @@ class Finished:
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
     somebody else decided about the job meanwhile. `requeue`: it is to run again, `retry`: since it failed.
+    `followed`: its children have ended with it, if they must.
     """
 
     at: Placed
@@ -53,6 +54,7 @@ class Finished:
     requeue: bool = False
     retry: bool = False
     requeued: bool = False
+    followed: bool = False
 
     @property
     def ending(self) -> str:
@@ -87,13 +89,18 @@ def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | Non
 
 
 def deliver(
-    spool: Spool, node: str, items: Sequence[Finished], requeue: Callable[[Finished], bool] = lambda _: False
+    spool: Spool,
+    node: str,
+    items: Sequence[Finished],
+    requeue: Callable[[Finished], bool] = lambda _: False,
+    lost: Callable[[], None] = lambda: None,
 ) -> list[Finished]:
     """
     Deliver what ended; the batch shares one fsync.
 
     Args:
         requeue: for those that are to run again instead; whether one is through.
+        lost: called at once when an output was lost, since that is told only once.
 
     Returns:
         The items that are `through` (done, or late); the others stay and are tried again.
@@ -105,6 +112,8 @@ def deliver(
         if not item.requeue:
             _sync_outputs(item)
             prepare(item, node)
+    if any(item.ended.get("reason") == OUTPUT_LOST for item in items):
+        lost()  # before anything that a full spool can delay
     new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
         spool.record(today(), node, [item.line for item in new])

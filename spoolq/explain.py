@@ -118,10 +118,15 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
     since = look.running_since(scene.spool, [placed]).get(entry.id)
     ran = f" for {resources.show_seconds(since)}" if since is not None else ""
     limit = "no time limit" if entry.limit_s is None else f"time limit {resources.show_seconds(entry.limit_s)}"
-    if placed.state is State.SUSPENDED:
+    if entry.aside:
+        text = "while others take the cpus of its node (overload_suspend); it goes on when they are there again"
+        lines = [f"job {entry.id} steps aside on {placed.node} {text}, or after: spoolq resume {entry.id}"]
+    elif placed.state is State.SUSPENDED:
         lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
     else:
         lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
+    if lent := outlook.lends(node, entry):
+        lines.append(f"  It waits for jobs of its own, and lends {resources.show(lent)} meanwhile.")
     if node.declared:
         lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
     elif node.state in ("dead", "stopped"):

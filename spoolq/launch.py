@@ -13,11 +13,14 @@ import pwd
 import signal
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import elbow, environment, fsops, home, host, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored
 from spoolq.config import Policy
+from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
@@ -26,6 +29,7 @@ from spoolq.spool import Spool
 from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
 
 
@@ -55,15 +59,27 @@ def _hopeless(problem: str) -> Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        node: str,
+        *,
+        state_dir: str,
+        groups: str | None = None,
+        kinds: Kinds = NO_KINDS,
+        path_map: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """
         Nothing is read yet.
 
         Args:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+            kinds: the devices of this node that are told apart.
+            path_map: paths that are called otherwise on this node.
         """
-        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
+        self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
+        self.path_map = path_map
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -103,6 +119,7 @@ class Launcher:
             if error.errno not in (errno.EINVAL, errno.EFBIG):
                 raise
             return _hopeless(f"{error.filename}: {error.strerror}")
+        job = paths.job_here(job, self.path_map, self.spool.root)
         missing = "" if os.path.isdir(job.chdir) else job.chdir
         search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
         return Prepared(job, env, search, tuple(interpreter), missing=missing)
@@ -150,14 +167,16 @@ class Launcher:
         with contextlib.suppress(OSError):
             fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
 
-    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy, held: Held) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
         job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        if self.kinds:
+            env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        message = {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,

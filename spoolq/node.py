@@ -11,13 +11,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, constraint, host, local, patience, resources, service, where
+from spoolq import arguments, cgroup, constraint, detect, devices, host, local, patience, resources, service, where
 from spoolq.arguments import Flag
+from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
-from spoolq.errors import UsageError
+from spoolq.devices import Kind, Kinds
+from spoolq.errors import Misconfigured, UsageError
 from spoolq.live import Limits
-from spoolq.resources import CPUS, MEM, Amounts
+from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import NODE_NAME
 from spoolq.wake import Wake
 
@@ -57,6 +59,8 @@ def node(argv: Sequence[str]) -> int:
     state_dir = local.state_directory(found.policy.uuid, name)
     lock = local.lock(state_dir, name)
     capacity, measured = _capacity(given, found.settings)
+    kinds = _devices(given, found.settings, capacity)
+    capacity = {**capacity, **{name: len(kind.ids) * UNIT for name, kind in kinds.items()}}
     _raise_limits()
     wake = Wake()
     daemon = Daemon(
@@ -67,9 +71,12 @@ def node(argv: Sequence[str]) -> int:
         measured=measured,
         state_dir=state_dir,
         limits=_limits(given),
-        labels=_labels(given, found.settings),
+        labels=_labels(given, found.settings, kinds),
+        bench=devices.Bench(kinds),
         wake=wake,
         groups=_groups(),
+        device_files={**DEVICE_FILES, **found.settings.device_files},
+        settings=_executable(found.settings),
     )
 
     def stop() -> None:
@@ -95,6 +102,18 @@ def _groups() -> str | None:
         passed = cgroup.settle(groups)
         logging.info("control groups in %s: %s", groups, " ".join(sorted(passed)) or "no controllers")
     return groups
+
+
+def _executable(settings: Settings) -> Settings:
+    """The settings, if what is to run around every job can be run: a node without would fail them all."""
+    import shutil
+
+    for key in ("wrapper", "prolog", "epilog"):
+        words = getattr(settings, key)
+        if words and not shutil.which(words[0]):
+            origin = next(said.origin for said in settings.in_force if said.key == f"node.{key}")
+            raise Misconfigured(f"{origin}: {key}: {words[0]}: no such program here, or not executable")
+    return settings
 
 
 def _limits(given: arguments.Given) -> Limits:
@@ -131,9 +150,22 @@ def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool
     return lent, not more
 
 
-def _labels(given: arguments.Given, settings: Settings) -> constraint.Labels:
+def _devices(given: arguments.Given, settings: Settings, lent: Amounts) -> Kinds:
+    """The devices that are told apart: options over configuration over what is found here."""
+    found: dict[str, Kind] = {**detect.devices(), **settings.devices}
+    said = {*settings.resources, *(part.replace("=", ":").partition(":")[0] for part in given.every("gres"))}
+    for name in said & {devices.GPU, *found}:
+        try:
+            found[name] = devices.limited(name, found.get(name), lent[name])
+        except UsageError as error:
+            raise UsageError(f"--gres or resources: {error}") from None
+    return {name: kind for name, kind in found.items() if kind.ids}
+
+
+def _labels(given: arguments.Given, settings: Settings, kinds: Kinds) -> constraint.Labels:
     """What this node says of itself: options over configuration over the machine."""
-    said: dict[str, constraint.Label] = {**settings.labels}
+    types: dict[str, constraint.Label] = {f"{name}_type": kind.type for name, kind in kinds.items() if kind.type}
+    said = {**types, **settings.labels}
     for text in given.every("label"):
         try:
             said |= constraint.parse_label(text)

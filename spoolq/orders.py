@@ -5,13 +5,13 @@ From the daemon (JSON with `op`; framing in `channel`):
     hello {version, boottime_lease, fence}     answered by `known`
     lease {until, fence}     start nothing after `until`, end jobs of rerun rule Y after `fence` (CLOCK_BOOTTIME, s)
     start {id, attempt, gen, argv, program, env: ["K=V"], umask, chdir, remote, cwdfd, limit_s, grace_s, mem_mb,
-           cgroup, rerun, scratch, until, fds, warn: [signal, seconds, first]}     `until`: of its claim; fds: stdout,
-           stderr and, if cwdfd, directory; `warn` may be absent: a signal before the time limit
+           cgroup, rerun, scratch, devices, until, fds, warn: [signal, seconds, first]}     `until`: of its claim;
+           fds: stdout, stderr and, if cwdfd, directory; `devices` and `warn`, a signal before the end, may be absent
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:
     known {pid, watcher, family, version,
-           jobs: [{id, attempt, gen, state, stage, limit_s, mem_mb, pid, started, scratch, ended}]}
+           jobs: [{id, attempt, gen, state, stage, limit_s, mem_mb, pid, started, scratch, devices, ended}]}
     started {id, attempt, gen, pid, born, since, at}  ended {id, attempt, gen, ended}
     refused {id, attempt, gen, why}     it certainly did not start and is forgotten
     usage {cpu_s, jobs: {"id.attempt": {rss_mb, cpu_s}}}  busy {jobs}
@@ -150,6 +150,7 @@ def _known(run: Run) -> dict[str, Any]:
         "pid": run.pid or None,
         "started": run.started or None,
         "scratch": run.scratch,
+        "devices": run.devices,
         "ended": ended,
     }
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import begin, constraint, roster, schedule
+from spoolq import begin, constraint, devices, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.precedence import Precedence
@@ -40,7 +40,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.id: placed.entry.wants for placed in running}
+    held = {placed.entry.id: holds(node, placed.entry) for placed in running}
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
@@ -51,10 +51,26 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         free=free_of(capacity, [add(*held.values()), foreign]),
         held=held,
         labels=constraint.sound(node.facts.get("labels")),
+        devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
+
+
+def lends(node: Seen, entry: Entry) -> Amounts:
+    """What a running job lends while it waits for jobs of its own, as its node says."""
+    said = node.facts.get("lent")
+    found = said.get(str(entry.id)) if isinstance(said, dict) else None
+    return {k: v for k, v in found.items() if type(v) is int} if isinstance(found, dict) else {}
+
+
+def holds(node: Seen, entry: Entry) -> Amounts:
+    """What a running job holds: what it asked for without what it lends."""
+    lent = lends(node, entry)
+    return {name: max(0, amount - lent.get(name, 0)) for name, amount in entry.wants.items()}
 
 
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:

@@ -194,7 +194,7 @@ class _Walk:
 
     def bars(self, entry: Entry, name: str) -> Window | None:
         """The reservation, of a job that comes before it, that keeps it from starting on a node."""
-        kept = self.windows.get(name)
+        kept = self.windows.get(name) if not entry.parent else None  # somebody may wait for it with his part of a node
         return kept if kept and not kept.lets(entry, self.elbow) else None
 
     def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:

@@ -121,7 +121,7 @@ class Placement:
 
     def _state(self) -> object:
         live = self.daemon.live.values()
-        return self.daemon.presence.state, {(item.at.entry.id, item.at.entry.gen) for item in live}
+        return self.daemon.presence.state, {(item.at.entry.id, item.at.entry.gen, item.lends) for item in live}
 
     def tasks(self, now: float, kept_since: float) -> list[Task]:
         """What runs here; `young` is what began since then (0: nothing)."""
@@ -131,7 +131,7 @@ class Placement:
             entry = live.at.entry
             known = entry.limit_s is not None and not entry.suspended
             left_s = max(0.0, live.since + (entry.limit_s or 0) * factor - now) if known else None
-            found.append(Task(entry.wants, left_s, bool(kept_since) and live.since >= kept_since))
+            found.append(Task(live.holds, left_s, bool(kept_since) and live.since >= kept_since))
         return found
 
     # --- the plan

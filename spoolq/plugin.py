@@ -26,3 +26,19 @@ def load(group: str) -> list[tuple[str, Callable[..., Any]]]:
     from importlib.metadata import entry_points
 
     return [(entry.name, entry.load()) for entry in sorted(entry_points(group=group), key=lambda entry: entry.name)]
+
+
+def tell_hooks() -> None:
+    """Tell the plugins of the group spoolq.hook what the environment says: a program of its own, see `hook`."""
+    import os
+    import sys
+
+    facts = {name[7:].lower(): value for name, value in os.environ.items() if name.startswith("SPOOLQ_")}
+    worst = 0
+    for name, function in load(HOOK):
+        try:
+            function(facts)
+        except Exception as error:
+            sys.stderr.write(f"spoolq: plugin {name}: {type(error).__name__}: {error}\n")
+            worst = 1
+    sys.exit(worst)

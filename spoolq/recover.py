@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, elbow, fsops, home, host, result, ship
+from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, result, ship
 from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -127,7 +127,10 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         key = (live.at.entry.id, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
+    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
+        if known.state(key) == "running" and known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
         complete_result(daemon, key, known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
     placed = [live.at.entry for live in daemon.live.values()] + [item.at.entry for item in daemon.ended]
@@ -230,6 +233,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         read = deliver.read_job(daemon.spool, key[0])
         ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
         live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
+        live.devices = devices.sound(job.get("devices"))
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
     if wish := known.wish(key):

@@ -83,6 +83,7 @@ class Run:
         pid: 0 until started. It was born between the ticks `earliest` and `latest`.
         own: whether it is a child of this very process; else `handle` holds it (a `process.Handle`).
         started: wall clock, for people; `since`: the same on CLOCK_MONOTONIC.
+        devices: which ones it holds, as the daemon said; kept for the next daemon.
         cpu_s: what it used, once it is over.
         line: the `ended` message once it is over, journal and wire alike.
         deadline: when the grace is over; only while ending or killing.
@@ -93,10 +94,9 @@ class Run:
     """
 
     __slots__ = (
-        "attempt", "cgroup", "cpu_s", "deadline", "detail", "earliest", "gen", "grace_s", "handle", "id", "latest",
-        "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled", "scratch",
-        "since", "stage", "started", "text", "trampoline", "unsure", "warn",
-        "warned",
+        "attempt", "cgroup", "cpu_s", "deadline", "detail", "devices", "earliest", "gen", "grace_s", "handle", "id",
+        "latest", "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled",
+        "scratch", "since", "stage", "started", "text", "trampoline", "unsure", "warn", "warned",
     )  # fmt: skip
 
     def __init__(self, text: str, go: Mapping[str, Any]) -> None:
@@ -108,6 +108,7 @@ class Run:
         self.cgroup: str = go.get("cgroup") or ""
         self.rerun: str = go.get("rerun") or "C"
         self.scratch: str = go.get("scratch") or ""
+        self.devices: dict[str, Any] = go.get("devices") or {}
         self.trampoline = bool(go.get("remote") or self.cgroup)
         self.pid = self.earliest = self.latest = 0
         self.own, self.unsure = True, False

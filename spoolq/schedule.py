@@ -9,17 +9,19 @@ start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spoolq.constraint import Labels, mismatch
+from spoolq.devices import Stock
 from spoolq.entry import HELD, Entry
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
-IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
+IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
 WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
 HOLDERS = 3  # named in a reason
 
@@ -63,7 +65,10 @@ class NodeView:
         held: what each running or claimed job holds, by id.
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
+        busy: numbers of the devices that processes outside spoolq use, by resource.
+        idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
         labels: what constraints are asked of.
+        devices: what is free of each device, where some are told apart.
     """
 
     name: str
@@ -73,7 +78,10 @@ class NodeView:
     full: bool = False
     draining: bool = False
     note: str = ""
+    busy: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    idle_load: int = IDLE_LOAD
     labels: Labels = field(default_factory=dict)
+    devices: Stock | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +125,7 @@ def admit(
     if node.draining or node.full:
         stay, waiting = [(entry, 0, None) for entry in waiting], ()
     room = left.get
+    stock = node.devices.copy() if node.devices else None
     for entry in waiting:
         wants = entry.wants
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
@@ -125,6 +134,8 @@ def admit(
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
+            if stock and not reason and stock.lend(wants) is None:
+                reason = _no_device(wants, node) or Reason("Priority", "its devices go to jobs that come first")
             if reason:
                 stay.append((entry, len(start), reason))
                 continue
@@ -173,7 +184,7 @@ def explain(
     reason = _unsuitable(entry, node, conditions)
     if reason and reason.word != "CwdMissing":
         return reason
-    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or _no_device(entry.wants, node) or reason
 
 
 def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
@@ -195,6 +206,14 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
     return None
 
 
+def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
+    """Enough in sum, and yet not to be lent: a part of a job's share is never of two devices."""
+    if not node.devices or not (text := node.devices.why(wants)):
+        return None
+    names = [name for name in node.devices.free if name in wants]
+    return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
+
+
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
     if short := lacking(wants, node.capacity):
         parts = [f"{_needs(wants, name)}, {_figure(name, node.capacity.get(name, 0))} in all" for name in short]
@@ -209,8 +228,17 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    if node.devices and all(name in node.devices.busy for name in short):
+        busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
-    return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
+    if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} in use outside spoolq"]))
+    remedy = ""
+    if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
+        enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10
+        remedy = f" (if that is usual there, idle_load = {enough:g} in spool.toml lets it start)"
+    return Reason("MeasuredLoad", "; ".join([*parts, f"the rest is used outside spoolq{remedy}"]))
 
 
 def _figure(name: str, amount: int) -> str:
@@ -241,7 +269,11 @@ def _holders(names: Sequence[str], held: Mapping[int, Amounts], verb: str) -> st
 
 
 def effective_free(
-    capacity: Amounts, allocations: Iterable[Amounts], measured: Amounts | None, unused_reservation: int = 0
+    capacity: Amounts,
+    allocations: Iterable[Amounts],
+    measured: Amounts | None,
+    unused_reservation: int = 0,
+    idle_load: int = IDLE_LOAD,
 ) -> dict[str, int]:
     """
     What a node may lend: min(capacity - declared, what the machine really has), thousandths.
@@ -249,16 +281,18 @@ def effective_free(
     Args:
         allocations: what each running or claimed job declared.
         measured: `cpus` that processes outside spoolq leave (jobs of spoolq not counted as use) and
-            `mem` available now, each optional; None if the capacity was set above the machine's.
+            `mem` available now, each optional; and what others leave of devices that they use.
         unused_reservation: memory that running jobs declared and do not use yet, thousandths of MB:
             it is still free as measured, and spoken for.
+        idle_load: what others may use of the cpus without counting, thousandths.
     """
     declared = add(*allocations)
     free = free_of(capacity, (declared,))
-    if measured and CPUS in measured and CPUS in free:
-        free[CPUS] = max(0, min(free[CPUS], measured[CPUS] + IDLE_LOAD - declared.get(CPUS, 0)))
-    if measured and MEM in measured and MEM in free:
-        free[MEM] = max(0, min(free[MEM], measured[MEM] - unused_reservation))
+    for name, amount in (measured or {}).items():
+        if name in free:
+            spoken_for = unused_reservation if name == MEM else declared.get(name, 0)
+            tolerated = idle_load if name == CPUS else 0
+            free[name] = max(0, min(free[name], amount + tolerated - spoken_for))
     return free
 
 

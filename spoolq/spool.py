@@ -81,7 +81,7 @@ class Spool:
 
     def __init__(self, root: str) -> None:
         """Open; nothing is read until it is needed, but the mark must be there (exit 78 otherwise)."""
-        self.root = root
+        self.root, self._whole = root, ""
         self.text = self._mark()
 
     def _mark(self) -> str:
@@ -168,8 +168,7 @@ class Spool:
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
-                match = self.lookup(top, job_id)
-                if match is not None:
+                if (match := self.lookup(top, job_id)) is not None:
                     return match
             self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
@@ -177,8 +176,7 @@ class Spool:
     def lookup(self, top: str, job_id: int) -> Placed | None:
         """A job's entry under one top, or None."""
         for place in self._places(top, job_id):
-            match = [entry for entry in self.entries(place) if entry.id == job_id]
-            if match:
+            if match := [entry for entry in self.entries(place) if entry.id == job_id]:
                 return Placed(place, max(match, key=lambda entry: entry.gen))
         return None
 
@@ -186,9 +184,7 @@ class Spool:
         if top == "done":
             return [f"done/{job_id // HOMES}"]
         children = sorted(fsops.names(f"{self.root}/{top}"))
-        if top in ("queue", "held"):
-            children = [name for name in children if segment_holds(name, job_id)]
-        return [f"{top}/{name}" for name in children]
+        return [f"{top}/{n}" for n in children if top not in ("queue", "held") or segment_holds(n, job_id)]
 
     # --- submitting
 
@@ -265,9 +261,9 @@ class Spool:
         """running or reaping of another or of oneself before a reboot -> reaping/<node>."""
         return self.transfer(at, "reaping", at.entry.next(), node)
 
-    def requeue(self, at: Placed, *, held: str = "") -> tuple[Answer, Placed]:
+    def requeue(self, at: Placed, *, held: str = "", **changes: Any) -> tuple[Answer, Placed]:
         """-> queue as the next attempt."""
-        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held)
+        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held, **changes)
         return self.transfer(at, "held" if held else "queue", entry)
 
     def hold(self, at: Placed, why: str = "HU") -> tuple[Answer, Placed]:
@@ -369,8 +365,11 @@ class Spool:
     # --- history
 
     def record(self, date: str, writer: str, lines: Iterable[bytes], *, sync: bool = True) -> None:
-        """Append finished jobs to `history/<date>.<writer>.jsonl`, synced once for all of them."""
-        fsops.append(f"{self.root}/history/{date}.{writer}.jsonl", b"".join(lines), sync=sync)
+        """Append finished jobs to `history/<date>.<writer>.jsonl`, synced once; never to a line that may be torn."""
+        path, whole = f"{self.root}/history/{date}.{writer}.jsonl", self._whole
+        self._whole = ""  # a full disk tears lines, and so does whoever dies
+        fsops.append(path, b"".join(lines), sync=sync, apart=path != whole)
+        self._whole = path
 
     def history_files(self) -> list[str]:
         """Names of the history files, oldest first."""

@@ -285,7 +285,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "reaping":
         return _taken_over(placed)
     if placed.top == "running":
-        if entry.suspended:
+        if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
@@ -362,14 +362,25 @@ def _requeue(spool: Spool, placed: Placed) -> Outcome | None:
     # the old result goes first: the next attempt may end before we return
     home.set_aside(spool.root, entry.id, entry.attempt)
     try:
-        answer, target = spool.requeue(placed, held=next_hold(spool, entry))
-    except OSError:
+        answer, target = _queue_again(spool, placed)
+    except (OSError, SpoolqError):
         home.bring_back(spool.root, entry.id, entry.attempt)
         raise
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
     return Outcome(entry.id, "requeued", f"job {entry.id}: queued again as attempt {target.entry.attempt}")
+
+
+def _queue_again(spool: Spool, placed: Placed) -> tuple[Answer, Placed]:
+    held = next_hold(spool, placed.entry)
+    if placed.entry.more:
+        from spoolq import deliver, unique
+
+        job = deliver.read_job(spool, placed.entry.id)
+        if job and job.unique:
+            return unique.requeue(spool, placed, job, held)
+    return spool.requeue(placed, held=held)
 
 
 def edit(argv: list[str]) -> int:

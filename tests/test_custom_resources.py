@@ -1,9 +1,13 @@
 """Consumables, constraints, devices and pools, with real nodes and real processes, as a user at a shell meets them."""
 
+import itertools
 import json
 import os
+import signal
 
 from tests.cluster import Cluster
+
+NUMBERS = itertools.count()
 
 
 def touch(path: str) -> None:
@@ -18,7 +22,7 @@ def said(cluster: Cluster, job: int, text: str, node: str = "n1") -> str:
 
 def waiter(cluster: Cluster, *words: str, say: str = "echo") -> tuple[int, str]:
     """A job that says something, marks that it runs and waits for a file: (id, the file)."""
-    number = len([name for name in os.listdir(cluster.base) if name.startswith("up.")])
+    number = next(NUMBERS)
     up, go = f"{cluster.base}/up.{number}", f"{cluster.base}/go.{number}"
     job = cluster.sub(*words, "sh", "-c", f"{say}; echo > {up}; while [ ! -e {go} ]; do sleep 0.05; done")
     return job, go
@@ -92,3 +96,112 @@ def test_a_constraint_that_nothing_satisfies_any_more_says_so(cluster: Cluster):
     cluster.until(lambda: os.path.exists(cluster.home(job, "why/n1")), "the node says why")
     cluster.node("n2", 2, "--label", "ssd,disk=100")
     assert "n2" == cluster.result(job)["node"]
+
+
+SAY = 'echo "[$CUDA_VISIBLE_DEVICES] [${SPOOLQ_DEVICES_GPU-unset}] $SPOOLQ_GRES_GPU"'
+
+
+def held(cluster: Cluster, job: int) -> list[str]:
+    """The devices that a job was told of."""
+    first = cluster.text(job).split()[0]
+    return [number for number in first.strip("[]").split(",") if number]
+
+
+def test_devices_whole_and_shared(cluster: Cluster):
+    """Never two holders of a whole one, parts of one and the same, none for jobs that ask for none, and whys."""
+    cluster.node("n1", 8, "--gres", "gpu:2")
+    env = {"CUDA_VISIBLE_DEVICES": "7", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    none = cluster.sub("sh", "-c", SAY, env=env)
+    whole, go = waiter(cluster, "-c", "1", "-G", "1", say=SAY)
+    halves = [waiter(cluster, "-c", "1", "-g", "gpu:0.5", say=SAY) for _ in range(2)]
+    cluster.result(none)
+    assert "[] [unset] \n" == cluster.text(none)
+    runs(cluster, whole, *(job for job, _ in halves))
+    cluster.until(lambda: all(cluster.text(job) for job in (whole, *(job for job, _ in halves))), "all have said it")
+    assert (["0"], ["1"], ["1"]) == (held(cluster, whole), *(held(cluster, job) for job, _ in halves))
+    assert "[0] [0] 1\n" == cluster.text(whole)
+
+    touch(halves[0][1])
+    cluster.result(halves[0][0])
+    again, again_go = waiter(cluster, "-c", "1", "-g", "gpu:0.25", say=SAY)
+    runs(cluster, again)
+    touch(go)
+    cluster.result(whole)
+    both = cluster.sub("-c", "1", "-G", "2", "sh", "-c", SAY)
+    said(cluster, both, "needs 2 gpu, 1.25 of 2 free")
+    touch(again_go)
+    cluster.result(again)
+    # 1.5 are free, and no two whole ones; a third whole one there is none of
+    part = cluster.sub("-c", "1", "-g", "gpu:1.5", "sh", "-c", SAY)
+    assert "COMPLETED" == cluster.result(part)["state"]
+    assert ["0", "1"] == held(cluster, part)
+    assert 2 == cluster.spoolq("sub", "-G", "3", "true").returncode
+    touch(halves[1][1])
+    assert "COMPLETED" == cluster.result(both)["state"]
+    assert ["0", "1"] == held(cluster, both)
+
+
+def test_enough_in_parts_is_not_enough(cluster: Cluster):
+    cluster.policy(beat_s=0.5, fence_s=30, dead_s=120, grace_s=1, settle_s=0, min_free_mb=1)
+    cluster.node("n1", 8, "--gres", "gpu:2")
+    first = [waiter(cluster, "-c", "1", "-g", "gpu:0.75") for _ in range(2)]
+    runs(cluster, *(job for job, _ in first))
+    half = cluster.sub("-c", "1", "-g", "gpu:0.5", "true")
+    text = said(cluster, half, "needs 0.5 gpu of one device, free are 0.25 of gpu 0, 0.25 of gpu 1")
+    assert f"job {first[0][0]} holds 0.75 gpu" in text
+    cluster.until(lambda: "gpu 1 (0.75)" in cluster.ok("show", str(first[1][0])), "show says which it has")
+    touch(first[1][1])
+    assert "COMPLETED" == cluster.result(half)["state"]
+
+
+def test_devices_are_held_over_every_death_of_daemon_and_runner(cluster: Cluster):
+    node = cluster.node("n1", 8, "--gres", "gpu:3")
+    jobs = [waiter(cluster, "-c", "1", "-G", "1", say=SAY) for _ in range(2)]
+    runs(cluster, *(job for job, _ in jobs))
+    cluster.until(lambda: all(cluster.text(job) for job, _ in jobs), "both have said it")
+    assert [["0"], ["1"]] == [held(cluster, job) for job, _ in jobs]
+    touch(jobs[0][1])
+    cluster.result(jobs[0][0])  # 0 is free again, 1 is held
+
+    for kind in ("daemon", "runner", "both"):
+        family = cluster.family()
+        if kind != "daemon":
+            os.kill(family["runner"][0], signal.SIGKILL)
+            cluster.until(lambda: cluster.family()["runner"] not in ([], family["runner"]), "another runner")
+        if kind != "runner":
+            node.kill()
+            node.wait()
+            node = cluster.node("n1", 8, "--gres", "gpu:3")
+        two = cluster.sub("-c", "1", "-G", "2", "sh", "-c", SAY)
+        assert "COMPLETED" == cluster.result(two)["state"]
+        assert ["0", "2"] == held(cluster, two), kind
+        three = cluster.sub("-c", "1", "-G", "3", "sh", "-c", SAY)
+        said(cluster, three, "needs 3 gpu, 2 of 3 free")
+        cluster.ok("kill", str(three))
+    touch(jobs[1][1])
+    assert "COMPLETED" == cluster.result(jobs[1][0])["state"]
+
+
+def test_devices_of_a_configuration(cluster: Cluster):
+    """Ids and variables that a site says, types as labels."""
+    config = f"{cluster.base}/.config/spoolq"
+    os.makedirs(config)
+    with open(f"{config}/config.toml", "w") as file:
+        file.write(
+            "[node.devices]\ngpu = { index = [2, 5], env = 'ROCR_VISIBLE_DEVICES', type = 'mi250', none = 'x' }\n"
+        )
+        file.write("tape = { index = ['st0'], env = ['TAPE=/dev/'], none = false }\n")
+    cluster.node("n1", 4)
+    say = 'echo "$ROCR_VISIBLE_DEVICES $TAPE $SPOOLQ_DEVICES_TAPE ${CUDA_VISIBLE_DEVICES-unset}"'
+    export = {"TAPE": "mine", "CUDA_VISIBLE_DEVICES": ""}
+    with_both = cluster.sub("-G", "1", "-g", "tape:1", "sh", "-c", say, env=export)
+    with_type = cluster.sub("-g", "gpu:mi250:2", "sh", "-c", say)
+    none = cluster.sub("sh", "-c", say, env=export)
+    for job in (with_both, with_type, none):
+        cluster.result(job)
+
+    assert ["2", "/dev/st0", "st0"] == cluster.text(with_both).split()
+    assert ["2,5", "unset"] == cluster.text(with_type).split()
+    assert ["x", "mine"] == cluster.text(none).split()
+    refused = cluster.spoolq("sub", "-g", "gpu:a100:1", "true")
+    assert "asks for gpu_type=='*a100*', and no known node is so: on n1 gpu_type is mi250" in refused.stderr

@@ -20,6 +20,8 @@ PURE = frozenset(
         "begin",
         "constraint",
         "depend",
+        "begin",
+        "devices",
         "entry",
         "elbow",
         "environment",
@@ -28,10 +30,13 @@ PURE = frozenset(
         "history",
         "job",
         "jobfile",
+        "keys",
         "lease",
         "nodelist",
         "options",
+        "overload",
         "pack",
+        "paths",
         "reason",
         "report",
         "reserve",
@@ -41,6 +46,7 @@ PURE = frozenset(
         "runs",
         "schedule",
         "script",
+        "smooth",
         "state",
         "stored",
         "toml",
@@ -60,11 +66,14 @@ TOUCH_THE_SPOOL = frozenset(
         "amend",
         "claim",
         "deliver",
+        "descent",
         "doctor",
         "due",
         "home",
         "intake",
         "launch",
+        "lend",
+        "nested",
         "parents",
         "peers",
         "placement",
@@ -77,6 +86,7 @@ TOUCH_THE_SPOOL = frozenset(
         "spool",
         "steer",
         "trial",
+        "unique",
     ]
 )
 
@@ -152,7 +162,19 @@ def test_only_few_rooms_make_calls_on_the_spool():
 
 def test_only_fsops_renames_links_or_syncs_on_the_spool():
     """`os.rename` and its kin elsewhere are about node-local files only."""
-    local = {"channel", "claims", "recover", "journal", "kin", "presence", "takeover"}
+    local = {
+        "channel",
+        "claims",
+        "hook",
+        "recover",
+        "journal",
+        "kin",
+        "presence",
+        "shepherd",
+        "stale",
+        "staging",
+        "takeover",
+    }
     for path in PACKAGE.glob("*.py"):
         calls = {
             node.func.attr

@@ -1,6 +1,7 @@
 """What one node decides: partition, never over capacity, the same for everybody, and always a reason."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -41,10 +42,11 @@ helds = st.dictionaries(st.integers(10_001, 10_020), amounts, max_size=5)
 @st.composite
 def nodes(draw):
     capacity, held = draw(amounts), draw(helds)
-    measured = draw(st.none() | st.dictionaries(st.sampled_from(["cpus", "mem"]), st.integers(0, 3000)))
-    free = effective_free(capacity, held.values(), measured, draw(st.integers(0, 1000)))
+    measured = draw(st.none() | st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 3000)))
+    free = effective_free(capacity, held.values(), measured, draw(st.integers(0, 1000)), draw(st.integers(0, 2000)))
     shut = draw(st.sampled_from([(False, False)] * 4 + [(True, False), (False, True)]))
-    return NodeView(name="n1", capacity=capacity, free=free, held=held, draining=shut[0], full=shut[1])
+    busy = draw(st.dictionaries(st.just("gpu"), st.lists(st.integers(0, 9), max_size=3)))
+    return NodeView(name="n1", capacity=capacity, free=free, held=held, draining=shut[0], full=shut[1], busy=busy)
 
 
 terms = st.sampled_from(
@@ -208,6 +210,35 @@ def test_jobs_that_have_not_allocated_yet_are_counted_beside_foreign_processes()
 def test_an_idle_machine_can_lend_all_its_cpus():
     assert effective_free({"cpus": 8000}, [], {"cpus": 7750})["cpus"] == 8000
     assert effective_free({"cpus": 8000}, [], {"cpus": 7000})["cpus"] == 7300
+
+
+def test_the_load_that_counts_as_idle_is_the_sites_choice():
+    assert effective_free({"cpus": 8000}, [], {"cpus": 7000}, idle_load=1000)["cpus"] == 8000
+    assert effective_free({"cpus": 8000}, [], {"cpus": 7750}, idle_load=0)["cpus"] == 7750
+
+
+@given(st.integers(0, 8000), st.integers(0, 100).map(lambda n: n * 100))
+def test_the_remedy_that_a_reason_offers_works(foreign, idle_load):
+    capacity, measured = {"cpus": 8000}, {"cpus": 8000 - foreign}
+    free = effective_free(capacity, [], measured, idle_load=idle_load)
+    view = NodeView(name="n1", capacity=capacity, free=free, idle_load=idle_load)
+    reason = explain(entry(cpus=8), view)
+    assert (foreign > idle_load) == (reason is not None)
+    if reason:
+        assert "MeasuredLoad" == reason.word
+        offered = float(re.search(r"idle_load = ([0-9.]+) in spool.toml", reason.text)[1])
+        assert effective_free(capacity, [], measured, idle_load=round(offered * 1000)) == capacity
+
+
+def test_devices_that_others_use_are_named():
+    free = effective_free({"gpu": 4000}, [{"gpu": 1000}], {"gpu": 2000})
+    assert {"gpu": 1000} == free
+    view = NodeView(name="n1", capacity={"gpu": 4000}, free=free, held={7: {"gpu": 1000}}, busy={"gpu": [3, 0]})
+    assert None is explain(entry(gpu=1), view)
+    assert explain(entry(gpu=2), view) == Reason(
+        "DeviceBusyOutside",
+        "needs 2 gpu, 1 of 4 free as measured; 3 gpu not held by jobs; gpu 0, gpu 3 in use outside spoolq",
+    )
 
 
 def test_foreign_load_and_declared_cpus_add_up():
