@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spoolq import arguments, deliver, fsops, home, look, outlook, report, resources, selector
+from spoolq import arguments, deliver, fsops, home, learn, look, outlook, report, resources, selector
 from spoolq.arguments import Command
 from spoolq.entry import RERUN_WORDS
 from spoolq.errors import UsageError
@@ -111,6 +111,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "estimate": list(job.estimate),
+        "declared": sorted(job.declared),
         "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
@@ -143,6 +145,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if job and job["estimate"]:
+        pairs.append(("estimated", learn.told(job["estimate"])))
     if entry.aside:
         pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
     if job and job["depend"]:

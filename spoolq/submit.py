@@ -18,6 +18,7 @@ from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, Usa
 from spoolq.job import Job
 from spoolq.options import Pair, Parsed
 from spoolq.request import Asked, Source
+from spoolq.resources import CPUS, MEM
 from spoolq.spool import Placed, Spool
 
 BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
@@ -94,7 +95,8 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
         TryAgain: the spool is full, or does not say.
     """
     spool = found.spool
-    request.check_nodes(asked.job, spool, warn_none=warn)
+    job = _estimated(asked.job, found, warn=warn)
+    asked = asked._replace(job=job)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
     job_id = home.allocate(spool.root)
@@ -102,6 +104,24 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     _make_durable(spool, [placed])
     _look_at_parents(spool, [placed], asked.job)
     return placed
+
+
+def _estimated(job: Job, found: where.Found, commands: list[tuple[str, ...]] | None = None, *, warn: bool) -> Job:
+    """The job that is submitted: with estimates, unless no known node could run what they come to."""
+    best = job
+    if found.policy.learn and not job.declared >= {CPUS, MEM}:
+        from spoolq import lessons
+
+        if commands is None or lessons.alike(job, commands):
+            best = lessons.estimated(job, found.spool.root, found.policy)
+    try:
+        request.check_nodes(best, found.spool, warn_none=warn)
+    except RequestError:
+        if best is job:
+            raise
+        request.check_nodes(job, found.spool, warn_none=warn)
+        return job
+    return best
 
 
 def _fitting(data: bytes) -> bytes:
@@ -210,8 +230,8 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
         if _show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
             raise RequestError("no known node could ever run any of these")
         return []
-    for some in runs:
-        request.check_nodes(some.job, found.spool, warn_none=some is runs[0])
+    first = runs[0]
+    runs = [some._replace(job=_estimated(some.job, found, some.commands, warn=some is first)) for some in runs]
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
     ids: list[int] = []
 

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "advice",
         "agenda",
         "constraint",
         "depend",
@@ -26,6 +27,7 @@ PURE = frozenset(
         "history",
         "job",
         "jobfile",
+        "learn",
         "lease",
         "nodelist",
         "options",
@@ -64,6 +66,7 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "lessons",
         "parents",
         "peers",
         "placement",
