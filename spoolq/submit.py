@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from spoolq import environment, home, options, patience, request, stored, where
 from spoolq.entry import label_of
-from spoolq.errors import SpoolqError, TryAgain, UsageError
+from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
 from spoolq.request import Asked
