@@ -117,10 +117,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
         entry["rank"] = rank_of(fields["priority"])
     if "name" in fields:
         entry["label"] = label_of(fields["name"])
-    if "held" in fields:
-        entry["held"] = ""
     if "begin" in fields:
         entry["begin"] = begin.moment(fields["begin"], time.time())
+    if "held" in fields:
+        entry["held"] = ""  # let go of its dependencies
     if "rerun" in fields:
         entry["rerun"] = RERUNS[fields["rerun"]]
     return entry
@@ -147,6 +147,8 @@ def changed(entry: Entry, fields: dict[str, Any]) -> dict[str, Any]:
     if "wants" in merged:
         wants = {**entry.wants, **merged["wants"]}
         merged["wants"] = {name: amount for name, amount in wants.items() if amount}
+    if "held" in merged:
+        merged["held"] = begin.next_hold(entry, time.time())
     if "begin" in merged:
         when = merged.pop("begin")
         ahead = when > time.time()
@@ -185,8 +187,7 @@ def edit_step(
         return steer.nothing(
             placed, "too much for one entry's name: ask for fewer kinds, or a shorter name", failed=True
         )
-    top = "queue" if "held" in new else placed.top  # let go of its dependencies
-    answer, target = spool.transfer(placed, top, entry.next(**new))
+    answer, target = spool.edit(placed, **new)
     if steer.settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])

@@ -93,9 +93,9 @@ def begins(entry: Entry) -> int | None:
 
 
 def next_hold(entry: Entry, now: float) -> str:
-    """Whether a job that nothing else holds is held until its time comes: `HB` or nothing."""
+    """What still holds a job that is let go: its time, if that is ahead and not what it is released from."""
     when = begins(entry)
-    return HELD if when is not None and when > now else ""
+    return HELD if entry.held != HELD and when is not None and when > now else ""
 
 
 def beginning(entry: Entry, when: int | None) -> tuple[str, ...]:

@@ -33,19 +33,17 @@ class Due:
         self.daemon = daemon
         self.times: dict[tuple[int, int], float] = {}  # (id, gen) -> when to release it, s of CLOCK_BOOTTIME
 
-    def next(self) -> float:
-        """When to look again, s of CLOCK_BOOTTIME."""
-        return min([self.daemon.due_at("begins"), *self.times.values()])
-
-    def look(self, now: float) -> None:
+    def step(self, now: float) -> None:
         """List what waits, if that is due, and release what may begin."""
-        if self.daemon.due("begins", now, LOOK_S):
+        if now < self.daemon.due_at("begins"):
+            return
+        if self.daemon.due("begin times", now, LOOK_S):
             self.list(now)
-            took_s = host.boottime() - now
-            self.daemon.set_due("begins", now + max(LOOK_S, COST * took_s))
+            self.daemon.set_due("begin times", now + max(LOOK_S, COST * (host.boottime() - now)))
         for key in [key for key, when in self.times.items() if when <= now]:
             del self.times[key]
             self.release(*key, now)
+        self.daemon.set_due("begins", min([self.daemon.due_at("begin times"), *self.times.values()]))
 
     def list(self, now: float) -> None:
         """All that waits for its time, by the clock of this machine as it is now."""

@@ -35,6 +35,7 @@ _ENDING = re.compile(r"exit\d{1,3}|signal\d{1,3}|timeout|oom|cancelled|nodefail"
 _NUMBER_FACT = re.compile(r"([cmt])(\d{1,12}(?:\.\d{1,6})?)")
 _RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d{1,12}(?:\.\d{1,6})?)")
 _CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
+LENDS = "L"  # the fact that a running job waits for jobs of its own and holds no cpus, see `lend`
 _PARENT_FACT = re.compile(r"P\d{1,12}")  # among `other`
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 

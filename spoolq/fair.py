@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from spoolq.entry import IN_LINE, Entry
+from spoolq.entry import IN_LINE, LENDS, Entry
 from spoolq.reason import Reason
 from spoolq.reserve import holder
 from spoolq.resources import CPUS, show_amount
@@ -39,9 +39,11 @@ class Most(NamedTuple):
 
 
 def used(running: Iterable[Entry]) -> dict[str, Use]:
-    """Owner -> what they run."""
+    """Owner -> what they run; a job that waits for jobs of its own does not count, or it could wait for ever."""
     found: dict[str, Use] = {}
     for entry in running:
+        if LENDS in entry.other:
+            continue
         found[entry.owner] = found.get(entry.owner, NOTHING).plus(entry)
     return found
 

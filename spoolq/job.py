@@ -34,12 +34,14 @@ class Job(NamedTuple):
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
         mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        retry_mem: how much more a retry asks for after OUT_OF_MEMORY, as `values.grown` reads it, or empty.
+        estimate: what was not asked for and comes from earlier runs, as `learn.fill` writes it.
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
-        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
-        ages: whether its entry says since when it is in line (a site's policy, see `fair`); not kept in the file.
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`).
         begin: not before this, as `begin.resolved` makes it, or empty.
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
@@ -65,15 +67,17 @@ class Job(NamedTuple):
     mem_factor: float | None = None
     time_factor: float | None = None
     signal: str = ""
+    retry_mem: str = ""
+    estimate: tuple[str, ...] = ()
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    constraint: str = ""
     begin: str = ""
     ages: bool = False
+    constraint: str = ""
     held: str = ""
     depend: tuple[str, ...] = ()
     kill_on_invalid_dep: str = "yes"

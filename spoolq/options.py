@@ -75,11 +75,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("priority", "p", "N", v.whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
     Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
+    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
     Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
            aliases=("dependency",), kind="list"),
     Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
            "if that can never be: yes cancels, no waits", "yes"),
-    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
     Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
@@ -100,6 +100,7 @@ OPTIONS: tuple[Option, ...] = (
            gathers=True),
     Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
            kind="flag"),
+    Option("retry-mem", "", "MORE", v.retry_mem, "after OUT_OF_MEMORY a retry asks for: 2x, or +500 (MB)"),
     Option("stage-in", "", "SRC[:DST],..", v.stage("stage-in", "stage_in"), "copy to $SPOOLQ_SCRATCH before",
            kind="list", gathers=True),
     Option("stage-out", "", "SRC[:DST],..", v.stage("stage-out", "stage_out"), "copy from $SPOOLQ_SCRATCH after",
@@ -171,6 +172,8 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
     job = Job(**{"command": tuple(command), **found, **fields})
     if not job.command and not job.script:
         raise UsageError("no command")
+    if job.retry_mem and not job.retries:
+        raise UsageError(f"retry-mem: no retry could ask for more (remedy: -r 3 --retry-mem {job.retry_mem})")
     entry = job.entry(1)
     size = len(format_facts(entry)) + len(entry.label)
     if size > MAX_NAME - _NAME_REST:

@@ -7,10 +7,9 @@ and child anew, and acts by one rename from the name that it saw.
 Invariant: a parent counts as gone only after `Spool.find` has missed it twice, on a spool that is there.
 """
 
-import time
 from collections.abc import Iterable
 
-from spoolq import awaiting, begin, deliver, home, stored
+from spoolq import awaiting, deliver, home, stored
 from spoolq.depend import NEVER_WORD, STARTED, Answer, Condition, Fate, Verdict, id_of, judge, parse, settled
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import JobFileError, NotFound, RequestError
@@ -133,8 +132,7 @@ def settle(spool: Spool, at: Placed, job: Job, look: Parents, writer: str) -> tu
     """
     verdict = judge(of_job(job), look.fate)
     if verdict.answer is Answer.READY:
-        held = begin.next_hold(at.entry, time.time())
-        moved, target = spool.edit(at, held=held) if held else spool.release(at)
+        moved, target = spool.release(at)
         return verdict, target if moved is Moved.WON else None
     if verdict.answer is Answer.NEVER and job.kill_on_invalid_dep == "yes":
         deliver.finish_unstarted(spool, at, "cancelled", f"{NEVER_WORD}: {verdict.text}", writer)

@@ -38,7 +38,7 @@ class Precedence:
     def keeps(self, node: str, entry: Entry) -> Reason | None:
         """Why a node that has room for a job keeps it for another; None if it does not."""
         first, seen = self.kept.get(node, (None, None))
-        if first is None or seen is None or order(entry) <= order(first):
+        if first is None or seen is None or not self._after(entry, first):
             return None
         window = Window(first, seen)
         return None if window.lets(entry, self._factor) else pack.kept_for(node, window)
@@ -68,8 +68,23 @@ class Precedence:
 
     def key(self, entry: Entry) -> tuple[object, ...]:
         """What of a job, beside what it wants, the answers hang on: equal questions have equal answers."""
-        after = tuple(node for node, (first, _) in self.kept.items() if order(entry) > order(first))
+        after = tuple(node for node, (first, _) in self.kept.items() if self._after(entry, first))
         return (after, entry.limit_s if after else None, entry.owner if self._most != Most() else "")
+
+    def _after(self, entry: Entry, first: Entry) -> bool:
+        """Whether a job comes after one for which a place is kept, which among users that take turns comes first."""
+        if entry.rank == first.rank and self._shared and len(self._owners.get(entry.rank, ())) > 1:
+            return entry.id != first.id
+        return order(entry) > order(first)
+
+    @cached_property
+    def _owners(self) -> Mapping[int, set[str]]:
+        """Who waits, by rank."""
+        found: dict[int, set[str]] = {}
+        for at in self.live:
+            if at.top == "queue":
+                found.setdefault(at.entry.rank, set()).add(at.entry.owner)
+        return found
 
     @cached_property
     def use(self) -> Mapping[str, Use]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from spoolq import fsops, home
+from spoolq import begin, fsops, home
 from spoolq.entry import HOMES, Entry, fitting, leaving, order, parse_name, rank_of, segment, segment_holds
 from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
@@ -261,9 +261,9 @@ class Spool:
         """running or reaping of another or of oneself before a reboot -> reaping/<node>."""
         return self.transfer(at, "reaping", at.entry.next(), node)
 
-    def requeue(self, at: Placed, *, held: str = "") -> tuple[Answer, Placed]:
+    def requeue(self, at: Placed, *, held: str = "", **changes: Any) -> tuple[Answer, Placed]:
         """-> queue as the next attempt."""
-        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held)
+        entry = at.entry.next(attempt=at.entry.attempt + 1, ending=None, suspended=False, held=held, **changes)
         return self.transfer(at, "held" if held else "queue", entry)
 
     def hold(self, at: Placed, why: str = "HU") -> tuple[Answer, Placed]:
@@ -271,8 +271,8 @@ class Spool:
         return self.transfer(at, "held", at.entry.next(held=why))
 
     def release(self, at: Placed) -> tuple[Answer, Placed]:
-        """held -> queue, at any time from now on."""
-        return self.transfer(at, "queue", at.entry.next(held=""))
+        """held -> queue; one whose time has not come waits for that, unless it waited for that alone."""
+        return self.edit(at, held=begin.next_hold(at.entry, time.time()))
 
     def edit(self, at: Placed, *, priority: int | None = None, **changes: Any) -> tuple[Answer, Placed]:
         """Rename in place with other facts; a new priority may change the segment, `held` the top."""

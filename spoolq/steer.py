@@ -318,20 +318,17 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
-    then = {"HD": "; it waits for other jobs", "HB": "; it waits for its begin time"}.get(held, "")
+    then = "; it waits for other jobs" if held else "; it waits for its time" if target.entry.held else ""
     return Outcome(entry.id, "released", f"job {entry.id}: released{then}")
 
 
 def next_hold(spool: Spool, entry: Entry) -> str:
-    """What else holds a job that nobody holds any more, or that is to run again, see `parents` and `begin`."""
-    from spoolq import begin
+    """What else holds a job that nobody holds any more, or that is to run again, see `parents`."""
+    if not entry.more:
+        return ""
+    from spoolq import parents
 
-    if entry.more:
-        from spoolq import parents
-
-        if held := parents.next_hold(spool, entry):
-            return held
-    return begin.next_hold(entry, time.time())
+    return parents.next_hold(spool, entry)
 
 
 def requeue_step() -> Step:

@@ -38,6 +38,7 @@ _TEXTS = [
     "output_mode",
     "export",
     "signal",
+    "retry_mem",
     "user",
     "submitted",
     "submit_host",
@@ -54,6 +55,7 @@ _NUMBERS = [
 _FLAGS = [
     "if_stale",
     "script",
+    "ages",
 ]
 _LISTS = [
     "stage_in",
@@ -66,6 +68,7 @@ _LISTS = [
     "declared",
     "depend",
     "policy",
+    "estimate",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
@@ -173,7 +176,7 @@ def read_job(data: bytes, file: str) -> Job:
                 _read_other(key, value, fields, wants)
             elif not _valid(field, value):
                 raise UsageError(f"{key}: {value!r:.60} is not valid")
-            elif field in _NUMBERS or field == "signal":
+            elif field in _NUMBERS or field in ("signal", "retry_mem"):
                 fields |= BY_NAME[key].parse(str(value))
             elif field in _LISTS:
                 fields[field] = frozenset(value) if isinstance(_DEFAULTS.get(field), frozenset) else tuple(value)

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from spoolq import environment, home, mount, options, patience, request, stored, where
 from spoolq.entry import label_of
-from spoolq.errors import SpoolqError, TryAgain, UsageError
+from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
 from spoolq.request import Asked
+from spoolq.resources import CPUS, MEM
 from spoolq.spool import Placed, Spool
 
 BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
@@ -100,7 +101,8 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
         TryAgain: the spool is full, or does not say.
     """
     spool = found.spool
-    request.check_nodes(asked.job, spool, warn_none=warn)
+    job = estimated(asked.job, found, warn=warn)
+    asked = asked._replace(job=job)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
     staged = mount.heed(found, asked.job)
@@ -114,8 +116,29 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
         data = _fitting(stored.format_job(asked.job))
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
-    _look_at_parents(spool, [placed], asked.job)
+    if _tied(asked.job):
+        from spoolq import ties
+
+        ties.after(spool, [placed], asked.job)
     return placed
+
+
+def estimated(job: Job, found: where.Found, commands: list[tuple[str, ...]] | None = None, *, warn: bool) -> Job:
+    """The job that is submitted: with estimates, unless no known node could run what they come to."""
+    best = job
+    if found.policy.learn and not job.declared >= {CPUS, MEM}:
+        from spoolq import lessons
+
+        if commands is None or lessons.alike(job, commands):
+            best = lessons.estimated(job, found.spool.root, found.policy)
+    try:
+        request.check_nodes(best, found.spool, warn_none=warn)
+    except RequestError:
+        if best is job:
+            raise
+        request.check_nodes(job, found.spool, warn_none=warn)
+        return job
+    return best
 
 
 def submit_or_join(found: where.Found, asked: Asked, parsed: Parsed, *, warn: bool = True) -> tuple[Placed, bool]:
@@ -161,9 +184,10 @@ def _fitting(data: bytes) -> bytes:
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
         home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
-        _record_child(spool, job_id, asked.job)
-        if asked.job.unique:
-            _take_key(spool, job_id, asked.job)
+        if _tied(asked.job):
+            from spoolq import ties
+
+            ties.before(spool, asked.job, job_id)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
         placed = spool.submit(job_id, asked.job.entry(job_id))
         if asked.job.unique:
@@ -180,23 +204,6 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         raise
 
 
-def _record_child(spool: Spool, job_id: int, job: Job) -> None:
-    if job.parent.isdigit():
-        from spoolq import nested
-
-        nested.record(spool, job, job_id)
-
-
-def _take_key(spool: Spool, job_id: int, job: Job) -> None:
-    from spoolq import unique
-
-    try:
-        unique.take(spool, job, job_id)
-    except SpoolqError:
-        home.discard(spool.root, job_id)
-        raise
-
-
 def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
     try:
         spool.committed(placed)
@@ -205,15 +212,9 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
 
 
-def _look_at_parents(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
-    if job.depend:
-        from spoolq import parents, steer
-
-        try:
-            for note in parents.after_commit(spool, placed, job, steer.writer()):
-                request.warn(note)
-        except OSError as error:  # it is submitted all the same, and nodes look again
-            request.warn(f"its parents could not be looked at: {error.strerror}")
+def _tied(job: Job) -> bool:
+    """Whether there is more to do about it than one commit, see `ties`."""
+    return bool(job.depend or job.unique or job.parent.isdigit())
 
 
 def announce(ids: Sequence[int], parsed: Parsed) -> None:
@@ -278,7 +279,10 @@ def submit_many(
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
-            _record_child(spool, job_id, job)
+            if _tied(job):
+                from spoolq import ties
+
+                ties.before(spool, job, job_id)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):
@@ -298,5 +302,8 @@ def submit_many(
 
 def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
-    _look_at_parents(spool, batch, job)
+    if _tied(job):
+        from spoolq import ties
+
+        ties.after(spool, batch, job)
     return [placed.entry.id for placed in batch]

@@ -13,7 +13,7 @@ from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
 from spoolq.nodelist import node_names
-from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_seconds
+from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_mb, parse_seconds
 
 Fields = dict[str, Any]  # arguments of Job
 
@@ -96,6 +96,30 @@ def factor(option: str) -> Callable[[str], Fields]:
         return {option.replace("-", "_"): number}
 
     return parse
+
+
+def grown(amount: int, by: str) -> int:
+    """
+    More of an amount: `2x` times it, `+500M` beside it, as `--retry-mem` says.
+
+    Raises:
+        UsageError: neither, or no more than before.
+    """
+    text = by.strip().lower()
+    more = 0
+    if text.startswith("+"):
+        more = amount + parse_mb(text[1:], "retry-mem")
+    elif re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?x", text):
+        more = -int(-amount * float(text[:-1]) // UNIT) * UNIT  # whole MB, rounded up
+    more = min(more, MOST)
+    if more <= amount < MOST:
+        raise UsageError(f"retry-mem: {by[:40]!r} is no growth (examples: 2x, 1.5x, +500, +2G)")
+    return more
+
+
+def retry_mem(text: str) -> Fields:
+    grown(1000 * UNIT, text)
+    return {"retry_mem": text.strip().lower()}
 
 
 class Warned(NamedTuple):

@@ -93,10 +93,10 @@ def come(world: World) -> None:
 def test_a_node_lets_it_go_when_its_time_has_come(world: World):
     later(world)
     node = world.up()
-    world.turn(node, "held", "queue")
+    world.turn(node, "begins", "begin times", "queue")
     assert "held" == world.at(1).top
     come(world)
-    world.turn(node, "held", "queue")
+    world.turn(node, "begins", "begin times", "queue")
     world.turn(node, "queue")
     assert ("running", ()) == (world.at(1).top, world.entry(1).other)
 

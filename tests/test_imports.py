@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "advice",
         "agenda",
+        "begin",
         "constraint",
         "depend",
         "begin",
@@ -30,6 +32,7 @@ PURE = frozenset(
         "job",
         "jobfile",
         "keys",
+        "learn",
         "lease",
         "nodelist",
         "options",
@@ -71,7 +74,9 @@ TOUCH_THE_SPOOL = frozenset(
         "home",
         "intake",
         "launch",
+        "lend",
         "nested",
+        "lessons",
         "parents",
         "peers",
         "placement",

@@ -145,7 +145,7 @@ def test_a_nested_job_may_use_what_a_reservation_keeps(cluster: Cluster):
     """A whole-node job that comes before it must not wait for its parent while the parent waits for it."""
     cluster.node(cpus=2)
     go = f"while [ ! -e {cluster.base}/go ]; do sleep 0.02; done; {SPOOLQ} run -m 1 true"
-    parent = cluster.sub("-m", "10", "--wrap", go)
+    parent = cluster.sub("-m", "500", "--wrap", go)
     whole = cluster.sub("-m", "900G", "true")
     small = cluster.sub("-m", "1", "true")
     cluster.until(lambda: "keeps" in cluster.ok("why", str(small)), "a place is kept")
@@ -288,3 +288,13 @@ def test_a_command_outside_a_job_asks_nobody(root, monkeypatch):
     spool = Spool(root)
     with nested.waiting(spool):
         assert [] == spool.nodes()
+
+
+def test_a_limit_of_one_job_for_each_user_does_not_keep_a_job_from_its_own(cluster: Cluster):
+    with open(f"{cluster.root}/spool.toml", "a") as file:
+        file.write("\n[policy]\nmax_running = 1\n")
+    cluster.node(cpus=4)
+    parent = cluster.sub("--wrap", f"{SPOOLQ} run echo inside; touch {cluster.base}/end; sleep 1")
+    ids = [parent, cluster.sub("true")]
+    assert ["COMPLETED"] * 2 == [cluster.result(job)["state"] for job in ids]
+    assert "inside\n" == cluster.text(parent)

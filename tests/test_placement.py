@@ -1,5 +1,6 @@
 """Placement by real nodes: packing, spreading, a big job among an endless stream of small ones, backfill."""
 
+import json
 import os
 import time
 
@@ -9,10 +10,10 @@ from tests.cluster import Cluster
 WAIT = "while [ ! -e {}/go ]; do sleep 0.05; done"
 
 
-def say(cluster: Cluster, **policy: str) -> None:
+def say(cluster: Cluster, **policy: object) -> None:
     """Values of [policy], beside what `Cluster.policy` has set."""
     with open(f"{cluster.root}/spool.toml", "a", encoding="utf-8") as file:
-        file.write("\n[policy]\n" + "".join(f'{key} = "{value}"\n' for key, value in policy.items()))
+        file.write("\n[policy]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items()))
 
 
 def running(cluster: Cluster) -> dict[str, list[int]]:

@@ -365,6 +365,7 @@ def test_a_requeue_that_was_interrupted_is_completed_whatever_the_rule(world):
     world.spool.reap(world.at(1), "n1")  # as far as the daemon came
     successor = world.up()
     world.turn(successor)
+    world.turn(successor)
     assert [(1, 1), (1, 2)] == world.runner.starts
 
 

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from spoolq import __main__ as program
-from spoolq import environment, fsops, home, lines, request, stored, submit
+from spoolq import environment, fsops, home, request, stored, submit
 from spoolq.entry import parse_name
+from spoolq.lines import each_line
 from spoolq.script import interpreter
 
 from . import play
@@ -514,7 +515,7 @@ def test_many_submitters_at_once_get_ids_of_their_own(spool, place, capsys):
 
     def one():
         parsed = submit.options.parse(["--each-line", file])
-        got.extend(lines.each_line(parsed, found, str(place), only_check=False))
+        got.extend(each_line(parsed, found, str(place), only_check=False))
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
