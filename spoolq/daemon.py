@@ -88,9 +88,8 @@ class Daemon(Agenda):
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
-        self.launcher = Launcher(
-            spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds, path_map=settings.path_map
-        )
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
+        self.launcher.path_map = settings.path_map
         self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
         self.device_files = dict(device_files or {})
         self.around = Around(spool.root, node, state_dir, settings)
