@@ -196,6 +196,23 @@ hook_s = 0.3
     assert "never" not in read(log)
 
 
+def test_a_hook_hears_of_a_job_that_was_lost_with_its_node(cluster: Cluster):
+    log, mark = f"{cluster.base}/log", f"{cluster.base}/m"
+    configure(
+        cluster, f'[hooks]\non_fail = ["{program(cluster, "hook", f"echo $SPOOLQ_JOB_ID $SPOOLQ_STATE >>{log}")}"]\n'
+    )
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
+    cluster.node("n2")
+    job = cluster.sub("--rerun", "never", "sh", "-c", f"touch {mark}; sleep 600")
+    cluster.running(job, mark)
+    cluster.close()
+    cluster.node("n1")
+    cluster.ok("node-dead", "n2", "--certain")
+    cluster.until(lambda: read(log), "the hook ran")
+
+    assert f"{job} NODE_FAIL\n" == read(log)
+
+
 def test_what_a_hook_prints_is_in_the_log_of_the_node(cluster: Cluster):
     configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", "echo spoken; no-such-thing")}"\n')
     cluster.node()

@@ -66,6 +66,7 @@ FAMILY = frozenset(
 TOUCH_THE_SPOOL = frozenset(
     [
         "amend",
+        "around",
         "claim",
         "deliver",
         "descent",
