@@ -98,6 +98,8 @@ class Around:
             "scratch": scratch,
             "own_scratch": scratch != message["scratch"],
             "kept": f"spoolq-job-{entry.id}.{entry.attempt}{KEPT}",
+            # the number of a signal that comes to the first process alone, which is the shepherd
+            "first": message["warn"][0] if message.get("warn") and message["warn"][2] else 0,
             "stage_in": job.stage_in,
             "cache": self._cache(message["scratch"]),
             "stage_out": job.stage_out,

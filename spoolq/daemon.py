@@ -251,7 +251,7 @@ class Daemon(Agenda):
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
-        return over and self.dependents.caught_up()
+        return over and self.dependents.caught_up() and not self.around.busy
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""

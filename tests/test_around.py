@@ -196,6 +196,15 @@ hook_s = 0.3
     assert "never" not in read(log)
 
 
+def test_a_node_that_leaves_has_run_its_hooks(cluster: Cluster):
+    """More than run at once: the others wait, and the node for them."""
+    log = f"{cluster.base}/log"
+    configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", f"sleep 0.2; echo x >>{log}")}"\n')
+    cluster.ok("sub", "-c", "0.1", "--each-line", "-", stdin="true\n" * 20)
+    assert 0 == cluster.node("n1", 2, "--once").wait(timeout=60)
+    assert 20 == len(read(log).splitlines())
+
+
 def test_a_hook_hears_of_a_job_that_was_lost_with_its_node(cluster: Cluster):
     log, mark = f"{cluster.base}/log", f"{cluster.base}/m"
     configure(
