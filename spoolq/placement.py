@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spoolq import host, pack, roster, schedule
+from spoolq import elbow, host, pack, roster, schedule
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.lease import LATE, Watch, observe
@@ -125,12 +125,12 @@ class Placement:
 
     def tasks(self, now: float, kept_since: float) -> list[Task]:
         """What runs here; `young` is what began since then (0: nothing)."""
-        factor = self.daemon.policy.time_factor
         found = []
         for live in self.daemon.live.values():
             entry = live.at.entry
             known = entry.limit_s is not None and not entry.suspended
-            left_s = max(0.0, live.since + (entry.limit_s or 0) * factor - now) if known else None
+            limit_s = (entry.limit_s or 0) * elbow.time_factor(live.job, self.daemon.policy)
+            left_s = max(0.0, live.since + limit_s - now) if known else None
             found.append(Task(live.holds, left_s, bool(kept_since) and live.since >= kept_since))
         return found
 
