@@ -116,8 +116,13 @@ class Placement:
         return {"tasks": [[dict(task.wants), None if task.left_s is None else int(task.left_s)] for task in tasks]}
 
     def news(self) -> bool:
-        """Whether something changed that others, if there are any, should know before the next beat."""
-        return bool(self.others) and self._state() != self._told
+        """Whether something changed that should be known before the next beat."""
+        return self.matters and self._state() != self._told
+
+    @property
+    def matters(self) -> bool:
+        """Whether what runs here matters to anybody: others that plan, or a user whose job has its place kept here."""
+        return bool(self.others or self.since)
 
     def _state(self) -> object:
         live = self.daemon.live.values()
