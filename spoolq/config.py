@@ -49,6 +49,7 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "time_factor", k.number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
     Key("policy", "max_mem_factor", k.number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
     Key("policy", "max_time_factor", k.number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "learn", k.boolean, True, "what a job does not ask for comes from earlier runs of its command"),
     Key("policy", "idle_load", k.number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
     Key("policy", "overload_suspend", k.boolean, False, "jobs step aside while others take their cpus; see overload_s"),
     Key("limits", "overload_s", k.number(0, 86400), 30, "overload, or its end, must last so long"),
@@ -121,6 +122,7 @@ class Policy(NamedTuple):
     time_factor: float
     max_mem_factor: float
     max_time_factor: float
+    learn: bool
     idle_load: float
     overload_suspend: bool
     overload_s: float

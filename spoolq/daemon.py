@@ -16,7 +16,7 @@ import select
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolq import admission, claim, control, deliver, host, measure, recover, rerun, resources, service, ship
+from spoolq import admission, claim, control, deliver, host, lessons, measure, recover, rerun, resources, service, ship
 from spoolq.agenda import Agenda
 from spoolq.around import Around
 from spoolq.channel import Family, Gone
@@ -105,6 +105,7 @@ class Daemon(Agenda):
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
+        self.notes = lessons.Notes()
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
@@ -180,6 +181,8 @@ class Daemon(Agenda):
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        if self.notes.fresh and self.due("learn", now, lessons.LEARN_S):
+            self.part("learn", self.notes.write, self.spool.root)
         self.part("held", self.dependents.step, now)
         self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
@@ -258,6 +261,7 @@ class Daemon(Agenda):
         else:
             self.family.send({"op": "stop"})
         try:
+            self.notes.write(self.spool.root)
             self.publish("stopped")
         except OSError as error:
             log.warning("spool error=%s", error.strerror)
@@ -298,6 +302,7 @@ class Daemon(Agenda):
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
         item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost or again)
+        item.peak_mb = live.peak_mb
         if not item.requeue and rerun.wanted(item):
             item.requeue = item.retry = True
         self.ended.append(item)
@@ -343,6 +348,8 @@ class Daemon(Agenda):
             through = [item for item in self.ended if item.through]
             self.ended = [item for item in self.ended if not item.through]
             for item in through:
+                if self.policy.learn:
+                    self.notes.take(item)
                 entry = item.at.entry
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)

@@ -55,6 +55,7 @@ class Finished:
     retry: bool = False
     requeued: bool = False
     followed: bool = False
+    peak_mb: int = 0
 
     @property
     def ending(self) -> str:
@@ -85,7 +86,7 @@ def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | Non
     """result.json, and the line of history about its rename into done/."""
     ending = result.ending_word(ended)
     found = result.facts(entry, ended, ending=ending, node=node, submitted=job.submitted if job else None)
-    return result.build(found), result.history_line({**found, "gen": entry.gen + 1}, job)
+    return result.build(found), result.history_line({**found, "limit_s": entry.limit_s, "gen": entry.gen + 1}, job)
 
 
 def deliver(

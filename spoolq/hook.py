@@ -10,7 +10,6 @@ Invariant: at most once: whoever made the change starts the hook after it, and a
 import contextlib
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,7 @@ class Hooks:
         """
         said = {f"SPOOLQ_{name}": str(value) for name, value in facts.items() if value is not None}
         said |= {"SPOOLQ_EVENT": event, "SPOOLQ_SPOOL": self.root, "SPOOLQ_DIR": self.root}
-        for words in (self.words[event], _plugin_words() if self.plugins else ()):
+        for words in (self.words[event], plugin.words("tell_hooks") if self.plugins else ()):
             if words and len(self._waiting) < MOST_WAITING:
                 self._waiting.append((words, said))
             elif words:
@@ -107,10 +106,6 @@ class Hooks:
         env = {**os.environ, **said}
         limited = ["timeout", "-k", "5", f"{self.limit_s:g}", *words]
         return os.posix_spawnp("timeout", limited, env, file_actions=actions, setsid=True, setsigmask=())
-
-
-def _plugin_words() -> list[str]:
-    return [sys.executable, "-P", "-c", "from spoolq.plugin import tell_hooks; tell_hooks()"]
 
 
 def of_job(entry: "Entry", job: "Job | None") -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Job(NamedTuple):
         retries: how often a failure is tried again.
         mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
         retry_mem: how much more a retry asks for after OUT_OF_MEMORY, as `values.grown` reads it, or empty.
+        estimate: what was not asked for and comes from earlier runs, as `learn.fill` writes it.
         signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
@@ -67,6 +68,7 @@ class Job(NamedTuple):
     time_factor: float | None = None
     signal: str = ""
     retry_mem: str = ""
+    estimate: tuple[str, ...] = ()
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"

@@ -11,7 +11,7 @@ from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, Usa
 from spoolq.job import Job
 from spoolq.options import Pair, Parsed
 from spoolq.request import Source
-from spoolq.submit import BATCH, FULL, announce, ranges, say_fresh, show_check, submit_many, tell
+from spoolq.submit import BATCH, FULL, announce, estimated, ranges, say_fresh, show_check, submit_many, tell
 
 
 def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool) -> list[int]:
@@ -40,8 +40,8 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
         if runs and show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
             raise RequestError("no known node could ever run any of these")
         return []
-    for some in runs:
-        request.check_nodes(some.job, found.spool, warn_none=some is runs[0])
+    first = runs[:1]
+    runs = [some._replace(job=estimated(some.job, found, some.commands, warn=[some] == first)) for some in runs]
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
     ids: list[int] = []
 

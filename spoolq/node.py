@@ -11,7 +11,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, constraint, detect, devices, host, local, patience, resources, service, where
+from spoolq import (
+    arguments,
+    cgroup,
+    constraint,
+    detect,
+    devices,
+    host,
+    local,
+    patience,
+    plugin,
+    resources,
+    service,
+    where,
+)
 from spoolq.arguments import Flag
 from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
@@ -125,9 +138,9 @@ def _limits(given: arguments.Given) -> Limits:
 
 
 def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool]:
-    """What this node lends, and whether measured load counts: options over configuration over the machine."""
+    """What this node lends, and whether measured load counts: options over configuration, plugins and the machine."""
     machine = host.capacity()
-    lent = {**machine, **settings.resources}
+    lent = {**machine, **plugin.probed(), **settings.resources}
     lent |= {name: said for name, said in ((CPUS, settings.cpus), (MEM, settings.mem)) if said is not None}
     if text := given.last("cpus"):
         lent[CPUS] = resources.parse_amount(text, "--cpus")

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spoolq import arguments, deliver, devices, fsops, home, look, outlook, report, resources, selector
+from spoolq import arguments, deliver, devices, fsops, home, learn, look, outlook, report, resources, selector
 from spoolq.arguments import Command
 from spoolq.entry import RERUN_WORDS
 from spoolq.errors import UsageError
@@ -121,6 +121,8 @@ def job_json(job: Job) -> dict[str, Any]:
         "if_stale": job.if_stale,
         "stage_in": list(job.stage_in),
         "stage_out": list(job.stage_out),
+        "estimate": list(job.estimate),
+        "declared": sorted(job.declared),
         "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
@@ -157,6 +159,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if job and job["estimate"]:
+        pairs.append(("estimated", learn.told(job["estimate"])))
     if entry.aside:
         pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
     if job and job["depend"]:

@@ -68,6 +68,7 @@ _LISTS = [
     "declared",
     "depend",
     "policy",
+    "estimate",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 
 from spoolq import environment, home, options, patience, request, stored, where
 from spoolq.entry import label_of
-from spoolq.errors import SpoolqError, TryAgain, UsageError
+from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
 from spoolq.request import Asked
+from spoolq.resources import CPUS, MEM
 from spoolq.spool import Placed, Spool
 
 BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
@@ -99,7 +100,8 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
         TryAgain: the spool is full, or does not say.
     """
     spool = found.spool
-    request.check_nodes(asked.job, spool, warn_none=warn)
+    job = estimated(asked.job, found, warn=warn)
+    asked = asked._replace(job=job)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
     if asked.job.unique:
@@ -114,6 +116,24 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
 
         ties.after(spool, [placed], asked.job)
     return placed
+
+
+def estimated(job: Job, found: where.Found, commands: list[tuple[str, ...]] | None = None, *, warn: bool) -> Job:
+    """The job that is submitted: with estimates, unless no known node could run what they come to."""
+    best = job
+    if found.policy.learn and not job.declared >= {CPUS, MEM}:
+        from spoolq import lessons
+
+        if commands is None or lessons.alike(job, commands):
+            best = lessons.estimated(job, found.spool.root, found.policy)
+    try:
+        request.check_nodes(best, found.spool, warn_none=warn)
+    except RequestError:
+        if best is job:
+            raise
+        request.check_nodes(job, found.spool, warn_none=warn)
+        return job
+    return best
 
 
 def submit_or_join(found: where.Found, asked: Asked, parsed: Parsed, *, warn: bool = True) -> tuple[Placed, bool]:

@@ -114,3 +114,21 @@ def test_outputs_of_adopted_jobs_are_synced_too(world, monkeypatch):
     world.serve()
     world.check()
     assert 2 == len(synced)
+
+
+def test_results_wait_no_longer_when_the_spool_is_back(world, monkeypatch):
+    monkeypatch.setattr(Daemon, "pause", lambda *_: None)
+    world.submit(1)
+    node = world.up()
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "record", full)
+        patch.setattr(Spool, "beat", full)
+        for _ in range(3):
+            world.turn(node)
+        assert "running" == world.at(1).top
+    node.set_due("deliver", 1e12)  # as after many tries
+    world.turn(node, "control")
+    assert "running" == world.at(1).top
+    world.turn(node, "beat")
+    world.turn(node, "control")
+    assert ("done", "exit0", 1) == world.where(1)

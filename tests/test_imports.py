@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "advice",
         "agenda",
         "begin",
         "constraint",
@@ -31,6 +32,7 @@ PURE = frozenset(
         "job",
         "jobfile",
         "keys",
+        "learn",
         "lease",
         "nodelist",
         "options",
@@ -74,6 +76,7 @@ TOUCH_THE_SPOOL = frozenset(
         "launch",
         "lend",
         "nested",
+        "lessons",
         "parents",
         "peers",
         "placement",

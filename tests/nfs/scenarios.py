@@ -313,7 +313,7 @@ def root_squash(site: Site, jobs: int) -> int:
     """Root of the nodes is nobody on the server: a user's nodes serve the user's spool, root's is refused clearly."""
     site.lab.squash(on=True)
     site.serve("n1", "n2")
-    load = site.load(jobs, site.job(1), nodes=("n1", "n2"))
+    site.load(jobs, site.job(1), nodes=("n1", "n2")).join()
     site.as_user = ()
     env, site.env = site.env, site.env | {"SPOOLQ_STATE_DIR": "/run/state-of-root"}
     site.lab.run("n3", "install", "-d", "-m", "700", "/run/state-of-root")
@@ -323,7 +323,6 @@ def root_squash(site: Site, jobs: int) -> int:
         assert "Traceback" not in done["err"], done
         assert site.root in done["err"], done
     site.env = env
-    load.join()
     site.until("all ended", lambda: not site.tree())
     return 1
 
