@@ -233,7 +233,7 @@ class Daemon(Agenda):
         nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
-        if self.placement.others and self._due.get("news", 0.0) > now:
+        if self.placement.matters and self._due.get("news", 0.0) > now:
             nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
