@@ -90,7 +90,7 @@ class Daemon(Agenda):
         self.bench = bench or Bench({})
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
         self.launcher.path_map = settings.path_map
-        self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
+        self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
         self.device_files = dict(device_files or {})
         self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
@@ -104,7 +104,6 @@ class Daemon(Agenda):
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
-        self.notes = lessons.Notes()
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
@@ -233,7 +232,7 @@ class Daemon(Agenda):
         nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
-        if self.placement.others and self._due.get("news", 0.0) > now:
+        if self.placement.matters and self._due.get("news", 0.0) > now:
             nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 

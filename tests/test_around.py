@@ -122,6 +122,31 @@ def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(cluster: Cluste
     assert "ran\n" == cluster.text(job)
 
 
+def test_a_warning_to_the_first_process_reaches_the_command(cluster: Cluster):
+    configure(cluster, '[node]\nepilog = "/bin/true"\n')
+    cluster.node()
+    line = "trap 'echo warned; exit 0' USR1; while :; do sleep 0.05; done"
+    job = cluster.sub("-t", "1h", "--signal", "B:USR1@3597", "sh", "-c", line)
+
+    assert "COMPLETED" == cluster.result(job)["state"]
+    assert "warned\n" == cluster.text(job)
+
+
+def test_a_job_that_is_killed_in_its_prolog_blames_nobody(cluster: Cluster):
+    mark = f"{cluster.base}/m"
+    prolog = program(cluster, "prolog", f"touch {mark}; sleep 99")
+    epilog = program(cluster, "epilog", f"touch {mark}.epilog")
+    configure(cluster, f'[node]\nprolog = "{prolog}"\nepilog = "{epilog}"\n')
+    cluster.node()
+    job = cluster.sub("touch", f"{mark}.ran")
+    cluster.running(job, mark)
+    cluster.ok("kill", str(job))
+
+    assert "CANCELLED" == cluster.result(job)["state"]
+    assert (True, False) == (os.path.exists(f"{mark}.epilog"), os.path.exists(f"{mark}.ran"))
+    assert not os.path.exists(f"{cluster.root}/nodes/n1/drain")
+
+
 def test_a_prolog_may_blame_the_job(cluster: Cluster):
     configure(cluster, f'[node]\nprolog = "{program(cluster, "prolog", "exit 100")}"\n')
     cluster.node()
