@@ -91,7 +91,7 @@ class Daemon(Agenda):
         self.launcher = Launcher(
             spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds, path_map=settings.path_map
         )
-        self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
+        self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
         self.device_files = dict(device_files or {})
         self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
@@ -105,7 +105,6 @@ class Daemon(Agenda):
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.queue, self.begins = Queue(self), Due(self)
         self.whys: dict[int, tuple[float, str]] = {}
-        self.notes = lessons.Notes()
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
