@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spoolq import hook
 from spoolq.config import Settings
 from spoolq.local import KEPT
+from spoolq.resources import UNIT
 from spoolq.state import of_ending
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Around:
             "own_scratch": scratch != message["scratch"],
             "kept": f"spoolq-job-{entry.id}.{entry.attempt}{KEPT}",
             "stage_in": job.stage_in,
+            "cache": self._cache(message["scratch"]),
             "stage_out": job.stage_out,
             "inputs": job.inputs,
             "targets": job.targets,
@@ -110,6 +112,12 @@ class Around:
         message["argv"], message["program"] = command(self.path(key)), sys.executable
         if message["mem_mb"] is not None:
             message["mem_mb"] += SHEPHERD_MB
+
+    def _cache(self, scratch: str) -> tuple[str, int] | None:
+        """Where copies of staged files stay, and how many bytes; None if the site wants none."""
+        size = (self.settings.stage_cache or 0) // UNIT << 20
+        top = os.path.expanduser(self.settings.scratch) or os.path.dirname(os.path.dirname(scratch))
+        return (f"{top}/spoolq-cache-{os.getuid()}", size) if size else None
 
     # --- after
 

@@ -113,7 +113,8 @@ class Shepherd:
             self._take(said)
         if items := self.plan["stage_in"]:
             try:
-                staging.stage_in(items, self.plan["chdir"], self.plan["scratch"], self._go_on)
+                cache = staging.Cache(*self.plan["cache"]) if self.plan["cache"] else None
+                staging.stage_in(items, self.plan["chdir"], self.plan["scratch"], self._go_on, cache)
             except staging.StageError as error:
                 return Outcome(1, reason="stage-in", detail=str(error))
         return None

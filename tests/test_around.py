@@ -3,12 +3,18 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from spoolq import config, shepherd
+from spoolq.around import SHEPHERD_MB, Around
+from spoolq.config import Settings
+from spoolq.entry import parse_name
 from spoolq.errors import Misconfigured
+from spoolq.job import Job
 from tests.cluster import Cluster
 
 
@@ -207,3 +213,86 @@ def test_a_step_that_closes_its_output_and_one_that_prints_much(tmp_path):
     assert code != shepherd.TIMED_OUT
     assert shepherd.TIMED_OUT == shepherd.step(["/bin/sh", "-c", "echo x; sleep 99"], env, 0.3)[0]
     assert 127 == shepherd.step(["/no/such"], env, 1)[0]
+
+
+def attempt(base: str, epilog: str, argv: list[str]) -> tuple[Around, dict]:
+    """A plan for attempt 1 of job 7, as a daemon writes it, and the start message."""
+    around = Around("/spool", "n1", f"{base}/state", Settings(epilog=(epilog,)))
+    message = {"argv": argv, "program": argv[0], "env": ["PATH=/usr/bin:/bin"], "chdir": base, "scratch": base}
+    around.wrap(parse_name("500.7.1.1~c1,m1~x"), Job(("x",)), message | {"mem_mb": None, "umask": 0})
+    started = message | {"mem_mb": 100}
+    around.wrap(parse_name("500.7.1.1~c1,m1~x"), Job(("x",)), started)
+    assert 100 + SHEPHERD_MB == started["mem_mb"]
+    return around, started
+
+
+def wait(*arounds: Around, daemon) -> None:
+    """Until nothing is being finished."""
+    while any(around.busy for around in arounds):
+        for around in arounds:
+            around.step(daemon)
+        time.sleep(0.01)
+
+
+class Heard:
+    """Stands for a daemon: notes what ended."""
+
+    def __init__(self) -> None:
+        self.ended: list = []
+        self.live: dict = {}
+
+    def take_end(self, *what) -> None:
+        self.ended.append(what)
+
+
+def test_two_daemons_in_turn_finish_a_job_once(short_dir):
+    """The first is killed while the epilog of a killed job runs; the second waits for it, and runs none of its own."""
+    epilog = f"{short_dir}/epilog"
+    with open(epilog, "w") as file:
+        file.write(f"#!/bin/sh\nsleep 0.5\necho ran >>{short_dir}/log\n")
+    os.chmod(epilog, 0o755)
+    first, message = attempt(short_dir, epilog, ["/bin/sh", "-c", f"touch {short_dir}/up; sleep 99"])
+    job = subprocess.Popen(message["argv"], cwd=short_dir, start_new_session=True)
+    while not os.path.exists(f"{short_dir}/up"):
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    ended = {"exit_code": None, "signal": 9, "reason": "", "detail": ""}
+    assert first.unfinished((7, 1), ended)
+    second = Around("/spool", "n1", f"{short_dir}/state", Settings())
+    assert {(7, 1)} == second.keys
+    assert second.unfinished((7, 1), ended)
+    heard = Heard()
+    wait(first, second, daemon=heard)
+
+    assert "ran\n" == read(f"{short_dir}/log")
+    assert [(7, 1, ended)] * 2 == heard.ended
+    assert (False, False) == (second.unfinished((7, 1), ended), second.judge((7, 1), ended))
+    second.tidy(Heard())
+    assert (set(), []) == (second.keys, os.listdir(f"{short_dir}/state/steps"))
+
+
+def test_an_epilog_that_was_killed_itself_runs_again(short_dir):
+    epilog = f"{short_dir}/epilog"
+    with open(epilog, "w") as file:
+        file.write(f"#!/bin/sh\necho $SPOOLQ_EXIT_CODE >>{short_dir}/log\n[ -e {short_dir}/go ] || kill -9 $PPID\n")
+    os.chmod(epilog, 0o755)
+    around, message = attempt(short_dir, epilog, ["/bin/sh", "-c", "exit 5"])
+    subprocess.run(message["argv"], cwd=short_dir, start_new_session=True)
+    assert "5\n" == read(f"{short_dir}/log")
+    with open(f"{short_dir}/go", "w"):
+        pass
+    ended = {"exit_code": None, "signal": 9, "reason": "", "detail": ""}
+    assert around.unfinished((7, 1), ended)
+    wait(around, daemon=Heard())
+
+    assert "5\n5\n" == read(f"{short_dir}/log")
+    assert not around.unfinished((7, 1), ended)
+
+
+def test_a_plan_that_nobody_followed_is_removed_by_the_next_daemon(short_dir):
+    attempt(short_dir, "/bin/true", ["/bin/true"])
+    around = Around("/spool", "n1", f"{short_dir}/state", Settings())
+    assert not around.unfinished((7, 1), {})  # it never began
+    around.tidy(Heard())
+    assert [] == os.listdir(f"{short_dir}/state/steps")
