@@ -95,7 +95,10 @@ def has_room(daemon: "Daemon") -> bool:
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
     held = [live.holds for live in daemon.live.values()]
-    measured = busy.left(daemon.capacity, daemon.gauge.busy)
+    # where devices are told apart, `stock` knows which are both lent and used by others
+    measured = busy.left(
+        daemon.capacity, {n: ids for n, ids in daemon.gauge.busy.items() if n not in daemon.bench.kinds}
+    )
     unused = 0
     if daemon.measured:
         lives = daemon.live.values()

@@ -232,7 +232,7 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
     if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
-        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} in use outside spoolq"]))
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} used outside spoolq"]))
     remedy = ""
     if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
         enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10

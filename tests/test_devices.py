@@ -238,7 +238,7 @@ def test_facts_and_words():
     bench = Bench({"gpu": numbered("gpu", 2)})
     bench.busy = {"gpu": frozenset("1")}
     held = {7: {"gpu": {"0": 500}}, 9: {"gpu": {"0": 250}}, 11: {}}
-    assert {"devices": {"gpu": {"0": {"7": 500, "9": 250}, "1": {}}}, "busy": {"gpu": ["1"]}} == bench.facts(held)
+    assert {"devices": {"gpu": {"0": {"7": 500, "9": 250}, "1": {}}}} == bench.facts(held)
     assert {} == Bench({}).facts({1: {}})
     assert "gpu 0,2; fpga 1 (0.5)" == show({"gpu": {"0": 1000, "2": 1000}, "fpga": {"1": 500}})
     assert {"gpu": {"0": 5}} == sound({"gpu": {"0": 5, "1": "x", "2": -1, "3": True}, "x": 3})
