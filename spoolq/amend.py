@@ -20,7 +20,7 @@ from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.steer import Outcome
 
-KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "gpus", "gres")
+KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "gpus", "gres", "depend")
 RUNNING_KEYS = ("time", "mem")
 # what else people type
 _ALSO = {"memory": "mem", "label": "name", "job-name": "name", "time-limit": "time", "cpus-per-task": "cpus"}
@@ -33,7 +33,8 @@ EDIT = Command(
     steer.KILL.flags[1:],
     "job",
     f"Keys: {', '.join(KEYS)}; any unambiguous beginning of one will do.\n"
-    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10; edit 42 gres=license:2; edit 42 gpus=0\n"
+    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10; edit 42 gres=license:2; edit 42 gpus=0;\n"
+    "          edit 42 depend=none\n"
     "Without KEY=VALUE on a terminal one job is opened in $VISUAL or $EDITOR.",
 )
 COMMANDS = {"edit": EDIT}
@@ -100,6 +101,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
             wants[options.GPU] = 0
         elif key == "gres":
             wants |= _gres(value)
+        elif key == "depend":
+            if value.strip() not in _NONE:
+                raise UsageError(f"edit: depend: only `none` is possible, to let a job go (not {value[:60]!r})")
+            fields["held"] = ""
         else:
             found = options.BY_NAME[key].parse(value)
             wants |= found.pop("wants", {})
@@ -111,6 +116,8 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
         entry["rank"] = rank_of(fields["priority"])
     if "name" in fields:
         entry["label"] = label_of(fields["name"])
+    if "held" in fields:
+        entry["held"] = ""
     if "rerun" in fields:
         entry["rerun"] = RERUNS[fields["rerun"]]
     return entry
@@ -154,6 +161,8 @@ def edit_step(
         return steer.over(placed)
     if placed.top == "reaping":
         return steer.nothing(placed, f"node {placed.node} is just deciding about it, try again", failed=True)
+    if "held" in fields and entry.held != "HD":
+        return steer.nothing(placed, "does not wait for other jobs", failed=True)
     new = changed(entry, fields)
     if not new:
         return Outcome(entry.id, "unchanged", f"job {entry.id}: is so already")
@@ -167,7 +176,8 @@ def edit_step(
         return steer.nothing(
             placed, "too much for one entry's name: ask for fewer kinds, or a shorter name", failed=True
         )
-    answer, target = spool.edit(placed, **new)
+    top = "queue" if "held" in new else placed.top  # let go of its dependencies
+    answer, target = spool.transfer(placed, top, entry.next(**new))
     if steer.settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])

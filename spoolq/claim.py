@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from spoolq import home, host, recover, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
-from spoolq.entry import Entry, fitting
+from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.launch import Prepared
@@ -50,19 +50,24 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
             waiting = look_at_queue(daemon, REASONS)
-            explain(daemon, admit(daemon, waiting, REASONS), now)
+            daemon.pending.look(waiting, now)
+            explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
         daemon.candidates = look_at_queue(daemon)
+        if daemon.candidates:
+            daemon.placement.look(now)
+            daemon.pending.look(daemon.candidates, now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
     while daemon.candidates and has_room(daemon):
         looked_at = daemon.candidates[:WINDOW]
-        plan = admit(daemon, looked_at, 0)
+        whole = len(looked_at) == len(daemon.candidates)
+        plan = admit(daemon, looked_at, 0, whole=whole)
         if not plan.start:
             looked_at = daemon.candidates
-            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
+            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0, whole=True)
             explain(daemon, plan, now)
         if not plan.start:
             daemon.looked = daemon.limits.once or not any(could_ever(daemon, at) for at in looked_at)
@@ -90,20 +95,27 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.at.entry.wants for live in daemon.live.values()]
+    held = [*holdings(daemon).values()]
     found = free_of(daemon.capacity, held)
     if daemon.measured:
         unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
         found = schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
     if left := stock(daemon):
         found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
-    return found
+    return {**found, **daemon.pending.left()}
+
+
+def holdings(daemon: "Daemon") -> dict[int, Amounts]:
+    """What each job of this node holds, also one that is claimed and not certain to start."""
+    pending = {item.at.entry.id: item.at.entry.wants for item in daemon.pending.items}
+    return {job_id: live.at.entry.wants for job_id, live in daemon.live.items()} | pending
 
 
 def stock(daemon: "Daemon") -> Stock | None:
     """What is free of each device, where some are told apart."""
     bench = daemon.bench
-    return bench.stock(live.devices for live in daemon.live.values()) if bench.kinds else None
+    pending = [item.devices for item in daemon.pending.items]
+    return bench.stock([*pending, *(live.devices for live in daemon.live.values())]) if bench.kinds else None
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -112,7 +124,8 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        held={**daemon.pending.others(), **holdings(daemon)},
+        pools=frozenset(daemon.policy.pools),
         labels=daemon.labels,
         devices=stock(daemon),
         full=daemon.presence.full,
@@ -147,18 +160,17 @@ def prepare_ahead(daemon: "Daemon") -> None:
             daemon.launcher.prepare(at.entry)
 
 
-def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
-    """What of some candidates may start now."""
-    node = view(daemon)
-    entries = [at.entry for at in candidates]
-    return schedule.admit(entries, node.free, node, functools.partial(conditions, daemon), reasons)
+def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
+    """What of some candidates may start now; `whole`: they are all that are known."""
+    node, asked = view(daemon), functools.partial(conditions, daemon)
+    return daemon.placement.admit(candidates, node, asked, whole=whole, reasons=reasons)
 
 
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
     """A fresh listing of the first waiting entries."""
     found = []
     ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
-    ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
+    ours |= daemon.live.keys() | daemon.pending.ids()  # an earlier attempt or claim of these may still be
     for at in daemon.spool.waiting():
         if at.entry.id not in ours:
             found.append(at)
@@ -174,15 +186,21 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     held = left.lend(at.entry.wants) if left else NONE_HELD
     if held is None:
         return Answer.LOST  # not tried: what was free when it was chosen is busy now
+    named, shared = fitting(released(at.entry).next()), daemon.pending.concerns(at.entry.wants)
+    if shared and named.wants != at.entry.wants:
+        return Answer.LOST  # a name too long to say what it holds: not for this node to start
     began = daemon.presence.began
-    daemon.claims.add(fitting(at.entry.next()).name)
+    daemon.claims.add(named.name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
-        launch(daemon, claimed, ready, began, held)
+        if shared and not ready.problem:
+            daemon.pending.add(claimed, ready, began, held)
+        else:
+            launch(daemon, claimed, ready, began, held)
     return answer
 
 
@@ -192,7 +210,8 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
         recover.give_back(daemon, at)
         return
-    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None, devices=held)
+    job, since = ready.job if not ready.problem else None, host.boottime()
+    live = daemon.live[at.entry.id] = Live(at, job, since=since, devices=held)
     if ready.problem:
         fail(daemon, live, ready.problem)
         return

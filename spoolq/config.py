@@ -9,7 +9,7 @@ Never reads a file, never looks at the machine; each value knows where it was sa
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolq.constraint import Labels, check_labels
 from spoolq.devices import Kinds, check_devices
@@ -18,7 +18,10 @@ from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.options import did_you_mean
 from spoolq.resources import CPUS, MEM, NAME, UNIT, Amounts, parse_amount, parse_mb, parse_seconds
 from spoolq.toml import kind_of, line_of, quote, read_toml
-from spoolq.values import MOST, MOST_SECONDS
+from spoolq.values import MOST, MOST_FACTOR, MOST_SECONDS
+
+if TYPE_CHECKING:
+    from spoolq.rules import Rule
 
 FORMAT = 1
 # fencing: killing takes the grace and at most this long more, and clocks differ in rate by 1 %
@@ -124,6 +127,10 @@ def _resources(value: Any) -> dict[str, int]:
     return {name: _amount(parse_amount, name)(amount) for name, amount in value.items()}
 
 
+def _pools(value: Any) -> dict[str, int]:
+    return {} if value is None else _resources(value)
+
+
 KEYS: tuple[Key, ...] = (
     Key("policy", "default_cpus", _amount(parse_amount, CPUS), 1, "of a job that does not say"),
     Key("policy", "default_mem", _amount(parse_mb, MEM), 1000, "MB of a job that does not say"),
@@ -132,9 +139,13 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "default_retries", lambda n: int(_number(0, 1000)(n)), 0, "of a job that does not say"),
     Key("policy", "default_output_mode", _choice("spool", "local"), "spool", "of a job that does not say"),
     Key("policy", "enforce_default_mem", _bool, False, "end jobs over memory that they did not ask for"),
+    Key("policy", "placement", _choice("pack", "spread"), "pack", "fill up one node at a time, or the emptiest first"),
     Key("policy", "drop_any_owner", _bool, False, "run dropped files of other owners, as this node's user"),
-    Key("policy", "mem_factor", _number(1, 100), 1.0, "enforced memory = declared x this"),
-    Key("policy", "time_factor", _number(1, 100), 1.0, "enforced time = declared x this"),
+    Key("policy", "mem_factor", _number(1, MOST_FACTOR), 1.0, "enforced memory = declared x this"),
+    Key("policy", "time_factor", _number(1, MOST_FACTOR), 1.0, "enforced time = declared x this"),
+    Key("policy", "max_mem_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "max_time_factor", _number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
+    Key("policy", "plugins", _bool, False, "ask plugins of spoolq.profile at submission too (see docs/plugins.md)"),
     Key("limits", "settle_s", _number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", _number(0, 86400), 10, "from SIGTERM to SIGKILL"),
     Key("limits", "beat_s", _number(0.05, 86400), 20, "between heartbeats of a node"),
@@ -147,10 +158,12 @@ KEYS: tuple[Key, ...] = (
         10,
         "before the first retry of a failure; each further waits twice as long",
     ),
+    Key("limits", "profile_s", _number(0.05, 60), 2, "a profile.py that takes longer refuses the job"),
     Key("limits", "max_attempts", lambda n: int(_number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(_number(0)(mb)), 100, "refuse jobs when the spool has less room"),
 )
-_TOP = ("format", "uuid", "name")
+KEYS += (Key("", "pools", _pools, None, "what all nodes share, as licences: name = amount"),)
+_TOP = ("format", "uuid", "name", "rule")
 SETTINGS = (
     Key("", "spool", _path, None, "the spool's directory"),
     Key("node", "name", _node_name, None, "of this node"),
@@ -178,18 +191,25 @@ class Policy(NamedTuple):
     default_retries: int
     default_output_mode: str
     enforce_default_mem: bool
+    placement: str
     drop_any_owner: bool
+    plugins: bool
     mem_factor: float
     time_factor: float
+    max_mem_factor: float
+    max_time_factor: float
     settle_s: float
     grace_s: float
     beat_s: float
     fence_s: float
     dead_s: float
     retry_s: float
+    profile_s: float
     max_attempts: int
     min_free_mb: int
+    pools: Amounts = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
+    rules: "tuple[Rule, ...]" = ()
 
     def job_fields(self) -> dict[str, Any]:
         """Fields of a job that does not say: the base of `options.apply`."""
@@ -209,6 +229,7 @@ class Settings(NamedTuple):
     devices: Kinds = MappingProxyType({})
     labels: Labels = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
+    rules: "tuple[Rule, ...]" = ()
 
 
 def parse_policy(data: bytes, file: str) -> Policy:
@@ -233,7 +254,7 @@ def parse_policy(data: bytes, file: str) -> Policy:
             raise Misconfigured(_place(file, line_of(text, name)) + f": {name}: {error}") from None
     values |= {name: value for name, (value, _, _) in given.items()}
     values["default_time_s"] = values.pop("default_time")
-    policy = Policy(**values, in_force=_in_force(KEYS, given))
+    policy = Policy(**values, in_force=_in_force(KEYS, given), rules=_rules(table, text, file))
     _check_order(policy)
     return policy
 
@@ -261,11 +282,31 @@ def parse_settings(sources: Iterable[tuple[str, bytes]]) -> Settings:
         Misconfigured: a wrong or unknown key.
     """
     given: dict[str, tuple[Any, str, str]] = {}
+    found: tuple[Rule, ...] = ()
     for file, data in sources:
         table, text = _load(data, file)
-        given |= _checked(table, text, file, SETTINGS, ("spool",))
+        given |= _checked(table, text, file, SETTINGS, ("spool", "rule"))
+        found = (*_rules(table, text, file), *found)  # the user's act first
     values = {f"node_{name}" if name == "name" else name: value for name, (value, _, _) in given.items()}
-    return Settings(**values, in_force=_in_force(SETTINGS, given))
+    return Settings(**values, in_force=_in_force(SETTINGS, given), rules=found)
+
+
+def parse_rules(data: bytes, file: str) -> "tuple[Rule, ...]":
+    """
+    The `[[rule]]` tables of a configuration file; the rest is not looked at.
+
+    Raises:
+        Misconfigured: one is wrong.
+    """
+    return _rules(*_load(data, file), file)
+
+
+def _rules(table: Mapping[str, Any], text: str, file: str) -> "tuple[Rule, ...]":
+    if "rule" not in table:
+        return ()
+    from spoolq import rules
+
+    return rules.parse(table["rule"], text, file)
 
 
 def _load(data: bytes, file: str) -> tuple[dict[str, Any], str]:
@@ -321,6 +362,9 @@ def _written(value: Any) -> str:
 def new_spool(uuid: str, name: str) -> str:
     """The spool.toml of a new spool, with every default in a comment."""
     lines = [f"format = {FORMAT}", f"uuid = {quote(uuid)}", f"name = {quote(name)}"]
+    lines += [
+        f"# {'pools = {}':<28}  # what all nodes share, as licences: {{ matlab = 5 }}; jobs ask by --gres matlab:1"
+    ]
     for title in ("policy", "limits"):
         lines += ["", f"[{title}]"]
         lines += [f"# {f'{k.name} = {_written(k.default)}':<28}  # {k.help}" for k in KEYS if k.table == title]

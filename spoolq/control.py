@@ -13,7 +13,7 @@ import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, home, host, ship
+from spoolq import deliver, elbow, home, host, ship
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import NotFound, SpoolqError
@@ -179,9 +179,9 @@ def edit(daemon: "Daemon", live: Live, request: Request, message: dict[str, Any]
     limits = dict(message, op="limits")
     if "limit_s" in changes:
         limit = changes["limit_s"]
-        limits["limit_s"] = None if limit is None else limit * daemon.policy.time_factor
+        limits["limit_s"] = None if limit is None else limit * elbow.time_factor(live.job, daemon.policy)
     if "wants" in changes:
-        limits["mem_mb"] = int(request["mem_mb"] * daemon.policy.mem_factor)
+        limits["mem_mb"] = int(request["mem_mb"] * elbow.mem_factor(live.job, daemon.policy))
     daemon.family.send(limits)
     return rename(daemon, live, **changes) if changes else Verdict.DONE
 

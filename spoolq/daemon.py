@@ -17,21 +17,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
+from spoolq import __version__, claim, control, deliver, host, plugin, profile, recover, rerun, resources, service, ship
+from spoolq.agenda import Agenda
 from spoolq.channel import Family, Gone, say_program
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
 from spoolq.devices import Bench
 from spoolq.errors import TryAgain
 from spoolq.intake import Intake
-from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.peers import Peers
+from spoolq.pending import Pending
+from spoolq.placement import Placement
 from spoolq.presence import Presence
+from spoolq.refusal import refusal
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
@@ -42,7 +46,7 @@ MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
-class Daemon:
+class Daemon(Agenda):
     """One node on one spool."""
 
     def __init__(
@@ -71,9 +75,10 @@ class Daemon:
             labels: of the machine and the site.
             bench: the devices that are told apart; `capacity` counts them too.
         """
+        super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
-        self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.labels = labels_of(node, self.capacity, labels or {})
+        self.capacity, self.measured, self.state_dir = {**capacity, **policy.pools}, measured, state_dir
+        self.limits, self.labels = limits, labels_of(node, capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -88,9 +93,9 @@ class Daemon:
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self._due: dict[str, float] = {}
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
-        self.peers = Peers(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
+        self.pending = Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
@@ -101,7 +106,8 @@ class Daemon:
             settle_s=policy.settle_s,
             any_owner=policy.drop_any_owner,
             base=policy.job_fields(),
-            check=self.refusal,
+            check=lambda job: refusal(self, job),
+            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
         )
 
     # --- the loop
@@ -154,6 +160,7 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
@@ -167,9 +174,12 @@ class Daemon:
             self.part("drop", self.admit, now)
         if self.due("measure", now, MEASURE_S):
             self.measure()
+        if self.pending.items:
+            self.part("pools", self.pending.settle, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        self.part("held", self.dependents.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
             self.part("beat", self.beat)
             if self.presence.twin:
@@ -178,6 +188,10 @@ class Daemon:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -210,30 +224,17 @@ class Daemon:
         until = self.presence.began + self.policy.fence_s
         self.family.lease(until, fence=until)
 
-    def due(self, what: str, now: float, every_s: float) -> bool:
-        """Whether it is time for something periodic; sets the next time."""
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every_s
-        return True
-
-    def due_at(self, what: str) -> float:
-        """When something periodic is due next, s of CLOCK_BOOTTIME."""
-        return self._due.get(what, 0.0)
-
-    def set_due(self, what: str, at: float) -> None:
-        """Make it due then."""
-        self._due[what] = at
-
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled:
+        if self.unsettled or self.pending.items:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.others and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -246,10 +247,11 @@ class Daemon:
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
+        if self.live or self.ended or self.unsettled or self.pending.items or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up()
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -258,6 +260,7 @@ class Daemon:
         else:
             self.family.send({"op": "stop"})
         try:
+            self.pending.close()
             self.publish("stopped")
         except OSError as error:
             log.warning("spool error=%s", error.strerror)
@@ -349,6 +352,7 @@ class Daemon:
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
 
@@ -376,11 +380,9 @@ class Daemon:
             "free": claim.free(self),
             "measured": self.meter.facts() if self.measured else None,
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
             "labels": self.labels,
+            **({"pools": sorted(self.policy.pools)} if self.policy.pools else {}),
             **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)
-
-    def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
-        return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

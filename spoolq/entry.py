@@ -38,6 +38,8 @@ _CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 
 
+RESERVED = "R="  # the fact that names the node on which a waiting job has its place kept, see `reserve`
+
 _NOTHING: Amounts = {}
 
 
@@ -135,6 +137,11 @@ def fitting(entry: Entry) -> Entry:
             format_name(shorter)
             return shorter
     return entry
+
+
+def released(entry: Entry) -> Entry:
+    """The same without a reservation."""
+    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(RESERVED)))
 
 
 def parse_name(name: str) -> Entry | None:

@@ -9,7 +9,7 @@ Invariant: changes nothing; text of users is never printed unescaped.
 
 from typing import Any
 
-from spoolq import deliver, look, outlook, resources, selector, show
+from spoolq import deliver, depend, look, outlook, parents, resources, selector, show
 from spoolq.arguments import Command
 from spoolq.outlook import Scene
 from spoolq.reason import parse_reason
@@ -144,7 +144,9 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
             "HU": f"spoolq release {entry.id}",
             "HA": "an operator's spoolq release",
             "HR": f"time, or spoolq release {entry.id}",
+            "HD": f"its parents, or spoolq edit {entry.id} depend=none",
         }
+        lines += [f"  {line}" for line in parent_lines(scene, entry.id)]
         return [*lines, f"  It goes on after: {how.get(entry.held, 'what it waits for')}"]
     before = scene.ahead(entry)
     if before:
@@ -158,6 +160,14 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
         lines.append(f"  Ask for less: spoolq edit {entry.id} {_example(entry.wants)}")
     lines += [f"  {line}" for line in _per_node(scene, placed)]
     return lines
+
+
+def parent_lines(scene: Scene, job_id: int) -> list[str]:
+    """The parents of a job, each with its state."""
+    job = deliver.read_job(scene.spool, job_id)
+    look = parents.Parents(scene.spool)
+    conditions = parents.of_job(job) if job else ()
+    return [f"{condition}: {depend.describe(condition, look.fate(condition))}" for condition in conditions]
 
 
 def _example(wants: resources.Amounts) -> str:

@@ -169,6 +169,11 @@ def why_it_waits(spool: Spool, job_id: int) -> str:
     from spoolq.entry import HELD
 
     placed = spool.find(job_id)
+    if placed.top == "held" and placed.entry.held == "HD":
+        from spoolq import deliver, parents
+
+        job = deliver.read_job(spool, job_id)
+        return str(parents.reason(parents.Parents(spool), job)) if job else ""
     if placed.top == "held":
         return f"it is held ({HELD.get(placed.entry.held, 'held')}); `spoolq release {job_id}` lets it start"
     if placed.top != "queue":

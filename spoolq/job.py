@@ -33,10 +33,15 @@ class Job(NamedTuple):
         declared: names in `wants` that the user asked for; the rest are defaults and not enforced.
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
+        mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
+        depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        policy: what rules and profiles changed, a note each, for people.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -51,6 +56,9 @@ class Job(NamedTuple):
     priority: int = 0
     rerun: str = "certain"
     retries: int = 0
+    mem_factor: float | None = None
+    time_factor: float | None = None
+    signal: str = ""
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
@@ -59,7 +67,10 @@ class Job(NamedTuple):
     exclude: tuple[str, ...] = ()
     constraint: str = ""
     held: str = ""
+    depend: tuple[str, ...] = ()
+    kill_on_invalid_dep: str = "yes"
     export: str = "all"
+    policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""
     submit_host: str = ""
@@ -73,8 +84,8 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
-            more=bool(self.nodelist or self.exclude or self.constraint),
+            held=self.held or ("HD" if self.depend else ""),
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend),
             label=label_of(self.name),
         )
 

@@ -10,21 +10,22 @@ import contextlib
 import errno
 import os
 import pwd
+import signal
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import devices, environment, fsops, home, host, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, script, ship, stored
 from spoolq.config import Policy
 from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
-from spoolq.resources import MEM, UNIT
 from spoolq.ship import Target
 from spoolq.spool import Spool
+from spoolq.values import parse_warning
 
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
 NO_KINDS: Kinds = MappingProxyType({})
@@ -164,7 +165,7 @@ class Launcher:
         if self.kinds:
             env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        return ({"devices": held} if held else {}) | {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.id,
             "attempt": entry.attempt,
@@ -179,8 +180,13 @@ class Launcher:
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
-            **limits(entry, job, policy),
+            **elbow.enforced(entry, job, policy)._asdict(),
         }
+        if job.signal:
+            word, before_s, first = parse_warning(job.signal)
+            number = int(word) if word.isdigit() else signal.Signals["SIG" + word].value
+            message["warn"] = [number, before_s, int(first)]
+        return message
 
     def _is_remote(self, path: str) -> bool:
         if path not in self._remote:
@@ -204,17 +210,6 @@ class Launcher:
             self._programs.clear()
         self._programs[key] = (now, found)
         return found
-
-
-def limits(entry: Entry, job: Job, policy: Policy) -> dict[str, Any]:
-    """What the runner enforces: `limit_s` in seconds and `mem_mb` in MB, None for no limit."""
-    wants = entry.wants
-    said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
-    enforce = MEM in wants and (said or policy.enforce_default_mem)
-    return {
-        "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
-        "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
-    }
 
 
 def base_environment() -> dict[str, str]:

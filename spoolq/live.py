@@ -20,6 +20,7 @@ class Live:
     job: Job | None
     outputs: tuple[int, ...] = ()
     scratch: str = ""
+    since: float = 0.0  # it began, s of CLOCK_BOOTTIME
     requeue: bool = False
     asked: bool = False
     rss_mb: int = 0

@@ -200,13 +200,15 @@ def nodes(argv: list[str]) -> int:
         width, colour = arguments.style()
         rows = [_node_row(node, running[node.name]) for node in found]
         sys.stdout.write("\n".join(report.node_lines(rows, width, colour=colour)) + "\n")
+        if shared := outlook.pools_of(spool, found):
+            sys.stdout.write(f"pools: {report.others(*shared)}\n")
     elif not given.words:
         arguments.talk("no node has ever served this spool; start one with `spoolq node`")
     return code
 
 
 def _node_json(node: Seen, running: Sequence[Placed]) -> dict[str, Any]:
-    free = outlook.view_of(node, running).free
+    view = outlook.view_of(node, running)
     age = node.beat_age_s
     return {
         "node": node.name,
@@ -215,8 +217,8 @@ def _node_json(node: Seen, running: Sequence[Placed]) -> dict[str, Any]:
         "beat_age_s": None if age is None else round(age, 1),
         "drain": node.drain,
         "jobs": [placed.entry.id for placed in running],
-        "capacity": {name: amount / UNIT for name, amount in node.amounts("capacity").items()},
-        "free": {name: amount / UNIT for name, amount in free.items()},
+        "capacity": {name: amount / UNIT for name, amount in view.capacity.items() if name not in view.pools},
+        "free": {name: amount / UNIT for name, amount in view.free.items() if name not in view.pools},
         "load": node.facts.get("load"),
         "host": node.facts.get("host"),
         "version": node.facts.get("version"),

@@ -12,20 +12,25 @@ import contextlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from spoolq import constraint, devices, roster, schedule
+from spoolq import constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
 from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
 
+if TYPE_CHECKING:
+    from spoolq.parents import Parents
+
 MOST_FILES = 100
 _GONE = ("stopped", "dead", "silent", "new")
 
 
-def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
+def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] = ()) -> NodeView:
     """
     A node as `schedule` sees it.
 
@@ -34,15 +39,22 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     """
     capacity = node.amounts("capacity")
     held = {placed.entry.id: placed.entry.wants for placed in running}
+    shared = node.facts.get("pools")
+    size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
+    using = pools.holders((placed.entry for placed in everywhere), size)
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
     }
+    for name in size:
+        foreign[name] = max(0, pools.taken(using.values(), size)[name] - add(*held.values()).get(name, 0))
+    others = {e.id: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()}
     return NodeView(
         name=node.name,
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
-        held=held,
+        held={**others, **held},
+        pools=frozenset(size),
         labels=constraint.sound(node.facts.get("labels")),
         devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
@@ -51,13 +63,28 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     )
 
 
+def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | None:
+    """(taken, size) of what all nodes share, by the largest size that one says; None if there is nothing."""
+    size: dict[str, int] = {}
+    for node in nodes:
+        said, capacity = node.facts.get("pools"), node.amounts("capacity")
+        for name in said if isinstance(said, list) else ():
+            size[name] = max(size.get(name, 0), capacity.get(name, 0))
+    if not size:
+        return None
+    everywhere = [at for name in spool.nodes() for top in ("running", "reaping") for at in spool.on_node(name, top)]
+    using = pools.holders((at.entry for at in everywhere), size)
+    return pools.taken(using.values(), size), size
+
+
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
     """The nodes that may be expected to take jobs some time."""
     on: dict[str, list[Placed]] = {}
+    live = [placed for placed in live if placed.top in ("running", "reaping")]
     for placed in live:
         if placed.top == "running":
             on.setdefault(placed.node, []).append(placed)
-    return [view_of(node, on.get(node.name, [])) for node in nodes if node.state not in _GONE]
+    return [view_of(node, on.get(node.name, []), live) for node in nodes if node.state not in _GONE]
 
 
 def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
@@ -79,6 +106,7 @@ class Outlook:
         self.views = views(nodes, live)
         self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
         self._files = 0
+        self._parents: Parents | None = None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -100,6 +128,8 @@ class Outlook:
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
+        if entry.held == "HD" and (found := self.waits_for(entry.id)):
+            return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
         key = (tuple(entry.wants.items()), entry.held)
@@ -120,6 +150,16 @@ class Outlook:
         if not reasons:
             return Reason("NoNodeAlive", no_node(self.nodes))
         return overall(reasons)
+
+    def waits_for(self, job_id: int) -> Reason | None:
+        """Which parent a job waits for and where that is; None if its file cannot be read."""
+        from spoolq import deliver, parents
+
+        with contextlib.suppress(OSError, SpoolqError):
+            if job := deliver.read_job(self.spool, job_id):
+                self._parents = self._parents or parents.Parents(self.spool)
+                return parents.reason(self._parents, job)
+        return None
 
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""

@@ -144,6 +144,7 @@ class Presence:
             "pid": os.getpid(),
             "starttime": host.process_identity(os.getpid()),
             "instance": self.instance,
+            "beats": self._beats,
             "version": __version__,
             "state": state,
             **changing,

@@ -15,10 +15,11 @@ import json
 import logging
 import os
 import select
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, devices, fsops, home, host, launch, result, ship
+from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, result, ship
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
@@ -97,6 +98,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
@@ -221,7 +223,8 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         local = ship.kept(daemon.state_dir, key)
         outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
         read = deliver.read_job(daemon.spool, key[0])
-        live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
+        ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
+        live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
         live.devices = devices.sound(job.get("devices"))
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
@@ -242,7 +245,7 @@ def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
     if job.get("stage") == {True: "running", False: "paused"}[entry.suspended]:
         daemon.family.send(message | {"op": "suspend" if entry.suspended else "resume"})
     if live.job and "limit_s" in job:
-        wanted = launch.limits(entry, live.job, daemon.policy)
+        wanted = elbow.enforced(entry, live.job, daemon.policy)._asdict()
         limits = {name: limit for name, limit in wanted.items() if job[name] != limit}
         if limits.get("mem_mb", 0) is None:  # of a job that did not ask for any; an edit may have set just that
             del limits["mem_mb"]
@@ -325,7 +328,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
     running = daemon.spool.on_node(daemon.node, lasting=True)
-    unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
+    unsettled = {claimed.entry.id for _, claimed in daemon.unsettled} | daemon.pending.ids()
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]
         with contextlib.suppress(OSError):  # the local disk is full
@@ -342,16 +345,6 @@ def look_for_ghosts(daemon: "Daemon") -> None:
         daemon.sure = False
     if daemon.incomplete:
         daemon.incomplete = daemon.sure = False
-
-
-def capacities(daemon: "Daemon") -> dict[str, Any]:
-    """What the other nodes have to lend, as they say; what one says wrong is not counted."""
-    found = {}
-    for node in daemon.spool.nodes():
-        said = daemon.spool.read_node(node, sure=True).get("capacity")
-        if node != daemon.node and isinstance(said, dict):
-            found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
-    return found
 
 
 def sweep(daemon: "Daemon") -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import constraint, environment, jobfile, nodelist, options, script
+from spoolq import constraint, environment, jobfile, nodelist, options, profile, script
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
@@ -55,33 +55,69 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
         UsageError, JobFileError: it is wrong.
     """
     source = source_of(parsed)
-    job, env = complete([*weaker(), *source.pairs, *parsed.pairs], source, found, cwd)
+    book = rulebook(found)
+    pairs = [*weaker(), *source.pairs, *parsed.pairs]
+    job, env = complete(job_of(pairs, source, found, cwd, book), cwd)
+    if book:
+        book.close()
+        profile.say(job.policy, sys.stderr.write)
     check_words(job.command, script=job.script)
     return Asked(job, source.script, env)
 
 
-def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> tuple[Job, dict[str, str]]:
-    """The job with all that this machine adds, and its environment."""
+def rulebook(found: Found) -> profile.Rulebook | None:
+    """What rules submissions on this machine to a spool, or None."""
+    return profile.load(found.policy, plugins=found.policy.plugins)
+
+
+def job_of(pairs: Sequence[Pair], source: Source, found: Found, cwd: str, book: profile.Rulebook | None = None) -> Job:
+    """The job of some options, as rules and profiles want it."""
     base = {**found.policy.job_fields(), "name": name_of(source.name), "umask": own_umask(), "chdir": cwd}
-    job = options.to_job(
-        pairs,
-        source.words,
-        base,
-        script=source.script is not None,
-        user=user_name(),
-        submitted=environment.timestamp(time.time()),
-        submit_host=os.uname().nodename,
-    )
-    chdir = os.path.join(cwd, job.chdir)
-    if ".." not in chdir.split("/"):  # after a symbolic link `..` is somewhere else than it looks
-        chdir = os.path.normpath(chdir)
+    base |= {"user": user_name(), "submitted": environment.timestamp(time.time()), "submit_host": os.uname().nodename}
+
+    def make(pairs: Sequence[Pair]) -> Job:
+        return options.to_job(pairs, source.words, base, script=source.script is not None)
+
+    if book is None:
+        return checked(make(pairs), found)
+    ruled = book.rule(pairs, make, source.words, source.script, source.name)
+    return checked(make(ruled.pairs), found)._replace(policy=ruled.notes)
+
+
+def checked(job: Job, found: Found) -> Job:
+    """The same, if the spool's policy and the jobs that it waits for allow it; those by their ids."""
+    if job.signal or job.time_factor or job.mem_factor:
+        from spoolq import elbow
+
+        elbow.check(job, found.policy)
+    if job.depend:
+        from spoolq import parents
+
+        job = job._replace(depend=parents.resolve(found.spool, job.depend))
+    return job
+
+
+def complete(job: Job, cwd: str) -> tuple[Job, dict[str, str]]:
+    """The job with its directory as it is called from everywhere, and its environment."""
+    chdir = absolute(job.chdir, cwd)
     if os.path.exists(chdir) and not os.path.isdir(chdir):
         raise UsageError(f"chdir: {chdir}: is no directory")
     if not os.path.isdir(chdir):
         warn(f"{chdir}: no such directory here; the job waits for a node that has it")
-    env = environment.exported(os.environ, job.export)
-    env[environment.SUBMIT_DIR] = cwd
-    return job._replace(chdir=chdir), env
+    return job._replace(chdir=chdir), environment_of(job, cwd)
+
+
+def absolute(path: str, cwd: str) -> str:
+    """A directory's path from the root."""
+    whole = os.path.join(cwd, path)
+    if ".." in whole.split("/"):  # after a symbolic link `..` is somewhere else than it looks
+        return whole
+    return os.path.normpath(whole)
+
+
+def environment_of(job: Job, cwd: str) -> dict[str, str]:
+    """What of this process's environment goes with a job."""
+    return environment.exported(os.environ, job.export) | {environment.SUBMIT_DIR: cwd}
 
 
 def weaker() -> list[Pair]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from spoolq import elbow
 from spoolq.entry import Entry
 from spoolq.environment import timestamp
 from spoolq.errors import Misconfigured
@@ -77,7 +78,8 @@ def facts(
         node: where it ran, or None if it never did.
     """
     get, rusage, wants = ended.get, ended.get("rusage") or {}, entry.wants
-    reason, detail = get("reason") or None, get("detail") or None
+    reason = get("reason") or None
+    detail = elbow.words(reason or "", get("detail") or "", entry) or None
     found: dict[str, Any] = {
         "format": FORMAT,
         "id": entry.id,

@@ -31,6 +31,7 @@ class Event(Enum):
 
     CANCEL = "cancelled"
     LIMIT = "timeout"
+    WARN = "warn"
     MEMORY = "oom"
     FENCE = "lost"
     GRACE = "grace"
@@ -45,11 +46,13 @@ class Act(Enum):
     KILL = "kill"
     STOP = "stop"
     CONT = "cont"
+    WARN = "warn"
 
 
 _TABLE: dict[tuple[Stage, Event], tuple[Stage, Act]] = {
     (Stage.RUNNING, Event.CANCEL): (Stage.ENDING, Act.TERM),
     (Stage.RUNNING, Event.LIMIT): (Stage.ENDING, Act.TERM),
+    (Stage.RUNNING, Event.WARN): (Stage.RUNNING, Act.WARN),
     (Stage.RUNNING, Event.MEMORY): (Stage.KILLING, Act.KILL),
     (Stage.RUNNING, Event.FENCE): (Stage.KILLING, Act.KILL),
     (Stage.RUNNING, Event.PAUSE): (Stage.PAUSED, Act.STOP),
@@ -65,7 +68,7 @@ _TABLE: dict[tuple[Stage, Event], tuple[Stage, Act]] = {
 }
 _REASONS = (Event.CANCEL, Event.LIMIT, Event.MEMORY, Event.FENCE)
 # what a change may touch, and so what the journal holds of it
-_CHANGING = ("stage", "reason", "detail", "limit_s", "grace_s", "mem_mb", "deadline", "paused_at", "paused_s")
+_CHANGING = ("stage", "reason", "detail", "limit_s", "grace_s", "mem_mb", "deadline", "paused_at", "paused_s", "warned")
 
 
 class Run:
@@ -84,6 +87,8 @@ class Run:
         cpu_s: what it used, once it is over.
         line: the `ended` message once it is over, journal and wire alike.
         deadline: when the grace is over; only while ending or killing.
+        warn: the signal before the time limit (number, seconds before, to the first process alone), or None.
+        warned: whether it was sent, or was about to be.
         sampled: whether its memory is sampled, since no cgroup enforces the limit.
         unsure: `pid` is of the job, but perhaps not its first process: its end is not the job's.
     """
@@ -91,7 +96,7 @@ class Run:
     __slots__ = (
         "attempt", "cgroup", "cpu_s", "deadline", "detail", "devices", "earliest", "gen", "grace_s", "handle", "id",
         "latest", "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled",
-        "scratch", "since", "stage", "started", "text", "trampoline", "unsure",
+        "scratch", "since", "stage", "started", "text", "trampoline", "unsure", "warn", "warned",
     )  # fmt: skip
 
     def __init__(self, text: str, go: Mapping[str, Any]) -> None:
@@ -113,7 +118,10 @@ class Run:
         self.deadline: float | None = None
         self.paused_at: float | None = None
         self.paused_s = 0.0
-        self.sampled = False
+        self.sampled = self.warned = False
+        self.warn: tuple[int, float, bool] | None = None
+        if warn := go.get("warn"):
+            self.warn = (int(warn[0]), float(warn[1]), bool(warn[2]))
         self.line, self.cpu_s = "", 0.0
 
     @property
@@ -157,6 +165,7 @@ def happen(run: Run, event: Event, now: float, detail: str = "", grace_s: float 
         run.paused_s += now - run.paused_at
         run.paused_at = None
     run.stage, act = cell
+    run.warned = run.warned or event is Event.WARN
     if event in _REASONS and not run.reason:
         run.reason, run.detail = event.value, detail
     if act is Act.TERM:
@@ -167,6 +176,12 @@ def happen(run: Run, event: Event, now: float, detail: str = "", grace_s: float 
     elif act is Act.STOP:
         run.paused_at = now
     return act
+
+
+def rewarn(run: Run, now: float) -> None:
+    """After a change of the time limit: one signal before each end, unless its time is over."""
+    if run.warn and run.warned and run.limit_s is not None:
+        run.warned = run.since + run.paused_s + run.limit_s - run.warn[1] <= now
 
 
 def unfinished(run: Run) -> Act | None:
@@ -183,10 +198,13 @@ def unfinished(run: Run) -> Act | None:
 def due_at(run: Run) -> float | None:
     """When the next event by time is due, or None."""
     if run.stage is Stage.RUNNING and run.limit_s is not None:
-        return run.since + run.paused_s + run.limit_s
+        before_s = run.warn[1] if run.warn and not run.warned else 0.0
+        return run.since + run.paused_s + run.limit_s - before_s
     return run.deadline if run.stage in (Stage.ENDING, Stage.KILLING) else None
 
 
 def due(run: Run) -> Event:
     """Which event it is."""
+    if run.stage is Stage.RUNNING and run.warn and not run.warned:
+        return Event.WARN
     return Event.LIMIT if run.stage is Stage.RUNNING else Event.GRACE

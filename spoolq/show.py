@@ -108,11 +108,13 @@ def job_json(job: Job) -> dict[str, Any]:
         "nodelist": list(job.nodelist),
         "exclude": list(job.exclude),
         "constraint": job.constraint or None,
+        "depend": list(job.depend),
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
         "submit_host": job.submit_host or None,
@@ -140,11 +142,14 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     else:
         pairs.append(("job file", "cannot be read any more"))
     pairs.append(("request", _request(placed)))
+    pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
     if job and job["constraint"]:
         pairs.append(("constraint", job["constraint"]))
+    if job and job["depend"]:
+        pairs.append(("depends on", " ".join(job["depend"])))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""
     pairs += [("attempt", str(entry.attempt)), ("node", f"{facts['node'] or '-'}{ran}")]
     if facts["devices"]:

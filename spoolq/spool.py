@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from spoolq import fsops, home
-from spoolq.entry import HOMES, Entry, fitting, order, parse_name, rank_of, segment, segment_holds
+from spoolq.entry import HOMES, Entry, fitting, order, parse_name, rank_of, released, segment, segment_holds
 from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
 from spoolq.state import TRANSITIONS, State, of_entry
@@ -242,7 +242,7 @@ class Spool:
         """
         assert (at.top, top) in TRANSITIONS, f"{at.top} -> {top} is no transition"
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
-        entry = fitting(entry)
+        entry = fitting(released(entry) if at.top == "queue" != top else entry)
         target = Placed(place_of(top, entry, node), entry)
         return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from spoolq import arguments, selector
 from spoolq.arguments import Command, Flag, Given
-from spoolq.entry import HELD
+from spoolq.entry import HELD, Entry
 from spoolq.errors import NotFound, SpoolqError, TryAgain, UsageError
 from spoolq.fsops import Answer
 from spoolq.spool import Placed, Spool
@@ -289,7 +289,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
-        if entry.held != "HR":
+        if entry.held not in ("HR", "HD"):
             return nothing(placed, f"is held already ({HELD.get(entry.held, 'held')})")
         answer, target = spool.edit(placed, held="HU")
     else:
@@ -311,12 +311,24 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top != "held":
         return nothing(placed, f"is not held ({placed.state.name})")
     if entry.held not in _RELEASABLE:
-        return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}", failed=True)
-    answer, target = spool.release(placed)
+        how = f"; spoolq edit {entry.id} depend=none lets it go without" if entry.held == "HD" else ""
+        return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}{how}", failed=True)
+    held = "" if entry.held == "HR" else next_hold(spool, entry)
+    answer, target = spool.edit(placed, held=held) if held else spool.release(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
-    return Outcome(entry.id, "released", f"job {entry.id}: released")
+    then = "; it waits for other jobs" if held else ""
+    return Outcome(entry.id, "released", f"job {entry.id}: released{then}")
+
+
+def next_hold(spool: Spool, entry: Entry) -> str:
+    """What else holds a job that nobody holds any more, or that is to run again, see `parents`."""
+    if not entry.more:
+        return ""
+    from spoolq import parents
+
+    return parents.next_hold(spool, entry)
 
 
 def requeue_step() -> Step:
@@ -350,7 +362,7 @@ def _requeue(spool: Spool, placed: Placed) -> Outcome | None:
     # the old result goes first: the next attempt may end before we return
     home.set_aside(spool.root, entry.id, entry.attempt)
     try:
-        answer, target = spool.requeue(placed)
+        answer, target = spool.requeue(placed, held=next_hold(spool, entry))
     except OSError:
         home.bring_back(spool.root, entry.id, entry.attempt)
         raise

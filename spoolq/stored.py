@@ -25,18 +25,47 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 
 # Fields of Job by the kind of their values; the key in the file is the name of the option. What has its default is
 # left out. A new field needs its name here, and nothing else in this room.
-_TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "constraint", "open_mode", "output_mode", "export"]
-_TEXTS += ["user", "submitted", "submit_host"]
-_NUMBERS = ["priority", "retries"]
-_FLAGS = ["script"]
-_LISTS = ["command", "nodelist", "exclude", "declared"]
+_TEXTS = [
+    "name",
+    "chdir",
+    "held",
+    "rerun",
+    "output",
+    "error",
+    "constraint",
+    "open_mode",
+    "output_mode",
+    "export",
+    "signal",
+    "user",
+    "submitted",
+    "submit_host",
+    "kill_on_invalid_dep",
+]
+_NUMBERS = [
+    "priority",
+    "retries",
+    "mem_factor",
+    "time_factor",
+]
+_FLAGS = [
+    "script",
+]
+_LISTS = [
+    "command",
+    "nodelist",
+    "exclude",
+    "declared",
+    "depend",
+    "policy",
+]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)
 }
 _FIELDS = {key: field for field, key in _KEYS.items()}
 _CHOICES = {"open_mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
-_CHOICES |= {"output_mode": ("spool", "local")}
+_CHOICES |= {"output_mode": ("spool", "local"), "kill_on_invalid_dep": ("yes", "no")}
 _FIRST = ("command", "name", "chdir")  # said always, and before the rest
 _DEFAULTS = Job._field_defaults
 
@@ -135,7 +164,7 @@ def read_job(data: bytes, file: str) -> Job:
                 _read_other(key, value, fields, wants)
             elif not _valid(field, value):
                 raise UsageError(f"{key}: {value!r:.60} is not valid")
-            elif field in _NUMBERS:
+            elif field in _NUMBERS or field == "signal":
                 fields |= BY_NAME[key].parse(str(value))
             elif field in _LISTS:
                 fields[field] = frozenset(value) if isinstance(_DEFAULTS.get(field), frozenset) else tuple(value)

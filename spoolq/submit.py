@@ -10,12 +10,13 @@ Invariant: a refused or failed submission leaves nothing that any node or listin
 import errno
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from spoolq import environment, home, options, patience, request, script, stored, where
+from spoolq import environment, home, options, patience, profile, request, script, stored, where
 from spoolq.entry import label_of
 from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
-from spoolq.options import Parsed
+from spoolq.options import Pair, Parsed
 from spoolq.request import Asked, Source
 from spoolq.spool import Placed, Spool
 
@@ -99,6 +100,7 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     job_id = home.allocate(spool.root)
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
+    _look_at_parents(spool, [placed], asked.job)
     return placed
 
 
@@ -129,6 +131,17 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
     except OSError as error:
         ids = ranges([at.entry.id for at in placed])
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
+
+
+def _look_at_parents(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
+    if job.depend:
+        from spoolq import parents, steer
+
+        try:
+            for note in parents.after_commit(spool, placed, job, steer.writer()):
+                request.warn(note)
+        except OSError as error:  # it is submitted all the same, and nodes look again
+            request.warn(f"its parents could not be looked at: {error.strerror}")
 
 
 def _announce(ids: Sequence[int], parsed: Parsed) -> None:
@@ -188,15 +201,17 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
         raise JobFileError("has no line with a command", file=shown)
     named = any(pair.name == "name" for pair in parsed.pairs)
     pairs = [*request.weaker(), *parsed.pairs]
-    job, env = request.complete(pairs, Source(commands[0], None, names[0]), found, cwd)
+    job, env = request.complete(request.job_of(pairs, Source(commands[0], None, names[0]), found, cwd), cwd)
     if named:
         names = [job.name] * len(names)
     options.to_job(pairs, commands[0], {"name": max(set(names), key=len)})  # refused if its entry could not be named
+    runs = _ruled(pairs, job, commands, names, found, cwd)
     if only_check:
-        if _show_check(job, found.spool, as_json="json" in parsed.flags):
+        if _show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
             raise RequestError("no known node could ever run any of these")
         return []
-    request.check_nodes(job, found.spool)
+    for some in runs:
+        request.check_nodes(some.job, found.spool, warn_none=some is runs[0])
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
     ids: list[int] = []
 
@@ -206,10 +221,12 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
 
     patience.so_far(outcome)
     try:
-        for batch in submit_many(found, job, env, commands, names):
-            ids += batch
-            if not quiet:
-                _announce(batch, parsed)
+        for some in runs:
+            own = env if some.job.export == job.export else request.environment_of(some.job, cwd)
+            for batch in submit_many(found, some.job, own, some.commands, some.names):
+                ids += batch
+                if not quiet:
+                    _announce(batch, parsed)
     except (SpoolqError, OSError) as error:
         full = isinstance(error, TryAgain) or getattr(error, "errno", None) in FULL
         said = f"{len(ids)} of {len(commands)} jobs were submitted{f' ({ranges(ids)})' if ids else ''}, then: {error}"
@@ -218,6 +235,37 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
         if quiet and ids:
             _announce(ids, parsed)
     return ids
+
+
+class _Alike(NamedTuple):
+    """Jobs of lines that follow each other and differ in nothing but command and name."""
+
+    job: Job
+    commands: list[tuple[str, ...]]
+    names: list[str]
+
+
+def _ruled(
+    pairs: Sequence[Pair], job: Job, commands: list[tuple[str, ...]], names: list[str], found: where.Found, cwd: str
+) -> list[_Alike]:
+    """All lines as rules and profiles want them, in order."""
+    book = request.rulebook(found)
+    if book is None:
+        return [_Alike(job, commands, names)]
+    runs: list[_Alike] = []
+    notes: dict[str, int] = {}
+    for command, name in zip(commands, names, strict=True):
+        one = request.job_of(pairs, Source(command, None, name), found, cwd, book)
+        for note in one.policy:
+            notes[note] = notes.get(note, 0) + 1
+        like = one._replace(command=(), name=job.name, chdir=request.absolute(one.chdir, cwd), submitted=job.submitted)
+        if not runs or like != runs[-1].job:
+            runs.append(_Alike(like, [], []))
+        runs[-1].commands.append(command)
+        runs[-1].names.append(name)
+    book.close()
+    profile.say([f"{note}: {n} of {len(commands)} jobs" for note, n in notes.items()], sys.stderr.write)
+    return runs
 
 
 def _read_lines(file: str, shown: str) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -293,14 +341,15 @@ def submit_many(
         if isinstance(packed, bytes):
             packed = f"{home.path_of(root, job_id)}/env"
         if len(batch) == BATCH:
-            yield _through(spool, batch)
+            yield _through(spool, batch, job)
             batch = []
     if batch:
-        yield _through(spool, batch)
+        yield _through(spool, batch, job)
     if failed is not None:
         raise failed
 
 
-def _through(spool: Spool, batch: Sequence[Placed]) -> list[int]:
+def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
+    _look_at_parents(spool, batch, job)
     return [placed.entry.id for placed in batch]

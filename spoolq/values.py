@@ -6,8 +6,9 @@ Each reader raises UsageError with the option, the text and an example of a good
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from spoolq import depend as dependency
 from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
@@ -19,6 +20,10 @@ Fields = dict[str, Any]  # arguments of Job
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 MOST = 1_000_000_000 * UNIT  # of anything; keeps entry names short
 MOST_SECONDS = 10_000 * 86_400  # nine digits: what `parse_seconds` reads back
+MOST_FACTOR = 100
+WARNING_S = 60  # Slurm's
+SIGNALS = ("HUP", "INT", "QUIT", "USR1", "USR2", "TERM", "CONT", "WINCH", "URG")
+_WARNING = re.compile(r"([Bb]:)?([A-Za-z0-9]{1,10})(?:@([0-9]{1,9}))?")
 
 
 def amount_of(name: str, amount: int) -> Fields:
@@ -73,6 +78,50 @@ def whole(option: str, low: int, high: int, sign: int = 1) -> Callable[[str], Fi
     return parse
 
 
+def factor(option: str) -> Callable[[str], Fields]:
+    def parse(text: str) -> Fields:
+        try:
+            number = float(text.strip().lower().removesuffix("x"))
+        except ValueError:
+            number = 0.0
+        if not 1 <= number <= MOST_FACTOR:
+            raise UsageError(f"{option}: {text[:40]!r} is no number from 1 to {MOST_FACTOR} (example: 1.5)")
+        return {option.replace("-", "_"): number}
+
+    return parse
+
+
+class Warned(NamedTuple):
+    """The signal before the end: its name or number, seconds before, and whether only the first process gets it."""
+
+    signal: str
+    before_s: int
+    first: bool
+
+
+def parse_warning(text: str) -> Warned:
+    """
+    `[B:]SIG[@SECONDS]`, as Slurm writes it; without seconds 60, as there.
+
+    Raises:
+        UsageError: no signal, or one that could not warn.
+    """
+    match = _WARNING.fullmatch(text.strip())
+    word = (match[2].upper().removeprefix("SIG") if match else "") or "?"
+    if not match or not (word in SIGNALS or (word.isdigit() and 1 <= int(word) <= 64)):
+        some = ", ".join(SIGNALS)
+        raise UsageError(f"signal: {text[:40]!r} is not [B:]SIG[@SECONDS] (example: USR1@60; SIG: {some} or a number)")
+    before_s = int(match[3]) if match[3] else WARNING_S
+    if not 0 < before_s <= MOST_SECONDS:
+        raise UsageError(f"signal: {before_s} s before the end is not within 1..{MOST_SECONDS}")
+    return Warned(word, before_s, bool(match[1]))
+
+
+def warning(text: str) -> Fields:
+    word, before_s, first = parse_warning(text)
+    return {"signal": f"{'B:' * first}{word}@{before_s}"}
+
+
 def name(text: str) -> Fields:
     if not text.strip() or not text.isprintable() or len(text) > 200:
         raise UsageError(f"name: {text[:60]!r} must be 1 to 200 printable characters")
@@ -120,6 +169,10 @@ def nodes(field: str) -> Callable[[str], Fields]:
         return {field: patterns}
 
     return parse
+
+
+def depend(text: str) -> Fields:
+    return {"depend": tuple(map(str, dependency.parse(text)))}
 
 
 def wrap(text: str) -> Fields:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolq.entry import Entry
+from spoolq.entry import Entry, released
 from spoolq.pack import DEPTH, STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
-from spoolq.reserve import Node, Task, holder, opening, released, reserving
+from spoolq.reserve import Node, Task, holder, opening, reserving
 from spoolq.resources import add, fits, free_of
 from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order
 

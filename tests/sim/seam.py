@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from spoolq import daemon, deliver, fsops, host, presence, recover, rerun, steer
+from spoolq import daemon, deliver, fsops, host, presence, recover, request, rerun, steer
 from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
@@ -230,7 +230,19 @@ class _Kind:
 
 def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     clock, system, chance, poll = SimTime(seam), SimOs(seam), Chance(seam), SimPoll(seam)
-    for name in ("claim", "daemon", "deliver", "intake", "launch", "roster", "spool", "steer", "service", "rerun"):
+    for name in (
+        "claim",
+        "daemon",
+        "deliver",
+        "intake",
+        "launch",
+        "roster",
+        "spool",
+        "steer",
+        "service",
+        "rerun",
+        "recover",
+    ):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "time"):
             yield module, "time", clock
@@ -252,6 +264,7 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     yield daemon, "Scratch", Scratch
     yield steer, "writer", lambda: f"cli-{seam.machine.name}"
     yield deliver, "time", clock
+    yield request, "warn", lambda message: None
     # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
     yield vars(rerun.Known)["recorded"], "lock", contextlib.nullcontext()
 

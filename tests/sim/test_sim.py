@@ -18,7 +18,16 @@ from tests.sim.entries import token_of
 from tests.sim.guards import GUARDS, seeds_until_seen, without
 
 BLOCK = 40
-QUICK = ("gen", "lease is needed", "finds claimed", "earlier boot", "forgets before", "not released", "all rules")
+QUICK = (
+    "gen",
+    "lease is needed",
+    "finds claimed",
+    "earlier boot",
+    "forgets before",
+    "not released",
+    "all rules",
+    "children again",
+)
 
 
 def run_block(first: int, count: int) -> None:
@@ -249,6 +258,14 @@ def test_the_checker_sees_who_is_overtaken():
             op(t, "n1", f"{RUNNING}/500.{number}.1.1~c1~t", f"{DONE}/500.{number}.2.1~exit0,c1~t", ino=20 + number)
         )
     assert "V5" in rules(trace)
+
+
+def test_the_checker_sees_who_takes_what_is_kept_for_another():
+    kept = f"{QUEUE}/500.1.1.1~c1,R=n1~t"
+    trace = [*begin(), op(2.0, "n1", f"{QUEUE}/{name(0)}", kept), (20.0, "calm")]
+    trace.append(op(60.0, "u1", "jobs/0/2/.entry", f"{QUEUE}/500.2.0.1~c2~t", ino=22))
+    assert set() == rules([*trace, op(61.0, "n1", f"{QUEUE}/500.2.0.1~c2~t", f"{QUEUE}/500.2.1.1~c2,t1~t", ino=22)])
+    assert "V6" in rules([*trace, op(61.0, "n1", f"{QUEUE}/500.2.0.1~c2~t", f"{RUNNING}/500.2.1.1~c2~t", ino=22)])
 
 
 def test_a_takeover_from_a_node_that_was_silent_for_long_enough_is_legal():

@@ -56,6 +56,12 @@ def make(seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, st
             "retries": chance.choice([0, 0, 0, 1, 2]),
         }
         found.append(Action(at, chance.choice(users), "submit", facts=facts))
+    related = rng(seed, "family")
+    for number, action in enumerate(found):
+        if action.verb == "submit" and related.random() < 0.3:
+            kind = related.choice(["afterok", "afterok", "afterany", "afternotok", "after"])
+            facts = {**action.facts, "depend": kind, "kill_on_invalid_dep": related.choice(["yes", "yes", "yes", "no"])}
+            found[number] = action._replace(facts=facts, pick=related.random())
     for _ in range(steering):
         at = chance.uniform(1.0, busy_s)
         facts = {"mem": chance.choice(["900M", "1100M"]), "priority": chance.choice(["5", "-5"])}
@@ -68,11 +74,15 @@ def act(world: Any, action: Action) -> None:
     name, log, kernel = action.user, world.log, world.kernel
     try:
         if action.verb == "submit":
-            facts = action.facts
+            facts = dict(action.facts)
+            parent = world.ids[int(action.pick * len(world.ids))] if world.ids else 0
+            facts["depend"] = (f"{facts['depend']}:{parent}",) if parent and facts.get("depend") else ()
             job = Job(command=("true",), name=f"r{facts['retries']}", declared=frozenset(["cpus"]), **facts)
             placed = submit.submit(Found(), Asked(job, None, ENV), warn=False)  # type: ignore[arg-type]
             log((kernel.now, "ack", name, placed.entry.id, facts["rerun"]))
             world.ids.append(placed.entry.id)
+            if facts["depend"]:
+                log((kernel.now, "depends", name, placed.entry.id, *facts["depend"][0].split(":")))
         elif action.verb == "drop":
             drop(world, name, action.facts["name"])
         elif world.ids:
