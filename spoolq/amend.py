@@ -9,9 +9,10 @@ Invariant: the job file stays as submitted; the entry's name is what counts.
 
 import os
 import sys
+import time
 from typing import Any
 
-from spoolq import arguments, options, resources, schedule, steer
+from spoolq import arguments, begin, options, resources, schedule, steer
 from spoolq.arguments import Command
 from spoolq.entry import RERUN_WORDS, RERUNS, Entry, format_name, label_of, rank_of
 from spoolq.errors import JobFileError, UsageError
@@ -20,7 +21,7 @@ from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.steer import Outcome
 
-KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "gpus", "gres", "depend")
+KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "begin", "gpus", "gres", "depend")
 RUNNING_KEYS = ("time", "mem")
 # what else people type
 _ALSO = {"memory": "mem", "label": "name", "job-name": "name", "time-limit": "time", "cpus-per-task": "cpus"}
@@ -33,7 +34,7 @@ EDIT = Command(
     steer.KILL.flags[1:],
     "job",
     f"Keys: {', '.join(KEYS)}; any unambiguous beginning of one will do.\n"
-    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10; edit 42 gres=license:2; edit 42 gpus=0;\n"
+    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10 begin=now+2h; edit 42 gres=license:2; edit 42 gpus=0;\n"
     "          edit 42 depend=none\n"
     "Without KEY=VALUE on a terminal one job is opened in $VISUAL or $EDITOR.",
 )
@@ -89,7 +90,7 @@ def find_key(name: str) -> str:
 
 def parse(changes: dict[str, str]) -> dict[str, Any]:
     """
-    Changes of an entry: `wants` (0 means none of it any more), `limit_s`, `rank`, `label`, `rerun`.
+    Changes of an entry: `wants` (0 means none of it any more), `limit_s`, `rank`, `label`, `rerun`, `begin` (epoch s).
 
     Raises:
         UsageError: a value is wrong.
@@ -116,8 +117,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
         entry["rank"] = rank_of(fields["priority"])
     if "name" in fields:
         entry["label"] = label_of(fields["name"])
+    if "begin" in fields:
+        entry["begin"] = begin.moment(fields["begin"], time.time())
     if "held" in fields:
-        entry["held"] = ""
+        entry["held"] = ""  # let go of its dependencies
     if "rerun" in fields:
         entry["rerun"] = RERUNS[fields["rerun"]]
     return entry
@@ -144,6 +147,14 @@ def changed(entry: Entry, fields: dict[str, Any]) -> dict[str, Any]:
     if "wants" in merged:
         wants = {**entry.wants, **merged["wants"]}
         merged["wants"] = {name: amount for name, amount in wants.items() if amount}
+    if "held" in merged:
+        merged["held"] = begin.next_hold(entry, time.time())
+    if "begin" in merged:
+        when = merged.pop("begin")
+        ahead = when > time.time()
+        merged["other"] = begin.beginning(entry, when if ahead else None)
+        if entry.held in ("", begin.HELD):  # else somebody holds it, and a release heeds the time
+            merged["held"] = begin.HELD if ahead else ""
     return {name: value for name, value in merged.items() if getattr(entry, name) != value}
 
 
@@ -176,8 +187,7 @@ def edit_step(
         return steer.nothing(
             placed, "too much for one entry's name: ask for fewer kinds, or a shorter name", failed=True
         )
-    top = "queue" if "held" in new else placed.top  # let go of its dependencies
-    answer, target = spool.transfer(placed, top, entry.next(**new))
+    answer, target = spool.edit(placed, **new)
     if steer.settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
@@ -199,6 +209,8 @@ def _edit_running(spool: Spool, placed: Placed, changes: dict[str, str], new: di
 def describe(entry: Entry) -> str:
     """What an entry asks for, for people."""
     parts = [resources.show(entry.wants), f"time {resources.show_seconds(entry.limit_s)}", f"priority {entry.priority}"]
+    if (when := begin.begins(entry)) is not None:
+        parts.append(f"begins {begin.words(when, time.time())}")
     return ", ".join([*parts, f"rerun {RERUN_WORDS[entry.rerun]}", f"name {entry.label or '-'}"])
 
 

@@ -7,6 +7,8 @@ Invariant: a job counts as ended only when its entry is in done/ (the commit poi
 long after, when history says so; a job that is nowhere is reported, and never waited for.
 """
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -114,23 +116,34 @@ def until_ended(
     pending -= found.keys()
     found |= lost(spool, pending)
     pending -= found.keys()
-    while pending and not (any_of and found):
-        now = time.monotonic()
-        if timeout_s is not None and now - began >= timeout_s:
-            break
-        nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
-        now = time.monotonic()
-        certainly = now - sure >= SURE_S
-        found |= ended_now(spool, pending, sure=certainly)
-        look_s = time.monotonic() - now
-        if certainly:
-            sure = now
-        pending -= found.keys()
-        if pending and now - checked >= LOST_S:
-            found |= lost(spool, pending)
-            checked = time.monotonic()
+    with _lending(spool, pending):
+        while pending and not (any_of and found):
+            now = time.monotonic()
+            if timeout_s is not None and now - began >= timeout_s:
+                break
+            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
+            now = time.monotonic()
+            certainly = now - sure >= SURE_S
+            found |= ended_now(spool, pending, sure=certainly)
+            look_s = time.monotonic() - now
+            if certainly:
+                sure = now
             pending -= found.keys()
+            if pending and now - checked >= LOST_S:
+                found |= lost(spool, pending)
+                checked = time.monotonic()
+                pending -= found.keys()
     return found
+
+
+def _lending(spool: Spool, pending: Collection[int]) -> contextlib.AbstractContextManager[None]:
+    """In a job that waits for others: what `nested` does meanwhile."""
+    if not pending or "SPOOLQ_JOB_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from spoolq import nested
+
+    nested.refuse_own(spool, pending)
+    return nested.waiting(spool)
 
 
 def nap(waited_s: float, most_s: float | None = None, *, least_s: float = SHORTEST_S) -> None:

@@ -12,10 +12,11 @@ import contextlib
 import errno
 import functools
 import logging
+import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, recover, schedule
+from spoolq import busy, elbow, home, host, lend, recover, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
@@ -24,7 +25,8 @@ from spoolq.fsops import Answer
 from spoolq.launch import Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
+from spoolq.queue import SCAN_LIMIT
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ NOT_THE_JOBS_FAULT = frozenset(
 log = logging.getLogger("spoolq")
 
 BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
-SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 AHEAD = 8  # jobs whose homes are read before their turn
 WINDOW = 16  # of them considered first: with many alike, what fits is found there
 REASONS = 20  # blocked jobs that get a why file in one pass
@@ -49,13 +50,13 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
-            waiting = look_at_queue(daemon, REASONS)
+            waiting = daemon.queue.look(REASONS)
             daemon.pending.look(waiting, now)
             explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
-        daemon.candidates = look_at_queue(daemon)
+        daemon.candidates = daemon.queue.look()
         if daemon.candidates:
             daemon.placement.look(now)
             daemon.pending.look(daemon.candidates, now)
@@ -96,10 +97,13 @@ def has_room(daemon: "Daemon") -> bool:
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
     held = [*holdings(daemon).values()]
-    found = free_of(daemon.capacity, held)
+    measured = busy.left(daemon.capacity, daemon.gauge.busy)
+    unused = 0
     if daemon.measured:
-        unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
-        found = schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+        lives = daemon.live.values()
+        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
+    found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
     if left := stock(daemon):
         found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
     return {**found, **daemon.pending.left()}
@@ -108,7 +112,7 @@ def free(daemon: "Daemon") -> Amounts:
 def holdings(daemon: "Daemon") -> dict[int, Amounts]:
     """What each job of this node holds, also one that is claimed and not certain to start."""
     pending = {item.at.entry.id: item.at.entry.wants for item in daemon.pending.items}
-    return {job_id: live.at.entry.wants for job_id, live in daemon.live.items()} | pending
+    return {job_id: live.holds for job_id, live in daemon.live.items()} | pending
 
 
 def stock(daemon: "Daemon") -> Stock | None:
@@ -116,6 +120,12 @@ def stock(daemon: "Daemon") -> Stock | None:
     bench = daemon.bench
     pending = [item.devices for item in daemon.pending.items]
     return bench.stock([*pending, *(live.devices for live in daemon.live.values())]) if bench.kinds else None
+
+
+def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
+    """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
+    lives = daemon.live.values()
+    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -130,6 +140,8 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         devices=stock(daemon),
         full=daemon.presence.full,
         draining=daemon.presence.draining,
+        busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
+        idle_load=round(daemon.policy.idle_load * UNIT),
     )
 
 
@@ -149,7 +161,11 @@ def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
         return None
     job = ready.job
     return schedule.Conditions(
-        nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint, missing=ready.missing
+        nodelist=job.nodelist,
+        exclude=job.exclude,
+        constraint=job.constraint,
+        missing=ready.missing,
+        time_factor=elbow.time_factor(job, daemon.policy) if job.time_factor else 0.0,
     )
 
 
@@ -163,20 +179,9 @@ def prepare_ahead(daemon: "Daemon") -> None:
 def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
     """What of some candidates may start now; `whole`: they are all that are known."""
     node, asked = view(daemon), functools.partial(conditions, daemon)
-    return daemon.placement.admit(candidates, node, asked, whole=whole, reasons=reasons)
-
-
-def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
-    """A fresh listing of the first waiting entries."""
-    found = []
-    ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
-    ours |= daemon.live.keys() | daemon.pending.ids()  # an earlier attempt or claim of these may still be
-    for at in daemon.spool.waiting():
-        if at.entry.id not in ours:
-            found.append(at)
-        if len(found) >= most:
-            break
-    return found
+    allowed, barred = daemon.queue.allowed(candidates)
+    plan = daemon.placement.admit(allowed, node, asked, whole=whole, reasons=reasons)
+    return daemon.queue.trimmed(plan, barred, reasons)
 
 
 def start_one(daemon: "Daemon", at: Placed) -> Answer:
@@ -195,6 +200,10 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if daemon.queue.too_many(claimed.entry):
+            recover.give_back(daemon, claimed)
+            daemon.set_due("queue", host.boottime() + random.uniform(0.5, 1.5) * IDLE_POLL_S)  # noqa: S311  # jitter
+            return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
         if shared and not ready.problem:
@@ -210,8 +219,8 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
         recover.give_back(daemon, at)
         return
-    job, since = ready.job if not ready.problem else None, host.boottime()
-    live = daemon.live[at.entry.id] = Live(at, job, since=since, devices=held)
+    job = ready.job if not ready.problem else None
+    live = daemon.live[at.entry.id] = Live(at, job, since=host.boottime(), devices=held)
     if ready.problem:
         fail(daemon, live, ready.problem)
         return
@@ -229,6 +238,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
         live.scratch = daemon.scratch.take()
         message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy, held)
         message["until"] = began + daemon.policy.fence_s
+        daemon.around.wrap(at.entry, ready.job, message)
         daemon.family.send(message, live.outputs)
     except Gone:
         raise  # the next runner will say that it does not know it

@@ -13,7 +13,7 @@ import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, elbow, home, host, ship
+from spoolq import deliver, elbow, home, host, lend, ship
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import NotFound, SpoolqError
@@ -60,6 +60,7 @@ def wishes(daemon: "Daemon", node: str) -> dict[tuple[int, int], str]:
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     requests = daemon.spool.requests(daemon.node)
+    lend.count(daemon, requests)
     daemon.carried_out &= {name for name, _ in requests}
     again: set[int] = set()
     over: dict[int, set[tuple[int, int]]] = {}
@@ -84,6 +85,9 @@ def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[tu
     """One request, wherever its job is; `over`: what has ended, of the groups of ids that were looked at."""
     job_id, attempt = request["id"], request.get("attempt")
     live = daemon.live.get(job_id)
+    if request["verb"] == "lend":  # counted by `lend`; it stays for as long as its sender waits
+        here = live is not None and attempt == live.at.entry.attempt
+        return Verdict.STAYS if here and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
     if any(item.at.entry.id == job_id for item in daemon.ended):
@@ -143,8 +147,8 @@ def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
             daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
         case "suspend" | "resume":
             daemon.family.send(message | {"op": verb})
-            if entry.suspended != (verb == "suspend"):
-                return rename(daemon, live, suspended=verb == "suspend")
+            if entry.suspended != (verb == "suspend") or entry.aside:  # from now on it is the user's word
+                return rename(daemon, live, suspended=verb == "suspend", aside=False)
         case "edit":
             return edit(daemon, live, request, message)
         case _:

@@ -13,36 +13,37 @@ import logging
 import os
 import random
 import select
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, plugin, profile, recover, rerun, resources, service, ship
+from spoolq import admission, claim, control, deliver, host, lessons, measure, recover, rerun, resources, service, ship
 from spoolq.agenda import Agenda
-from spoolq.channel import Family, Gone, say_program
+from spoolq.around import Around
+from spoolq.channel import Family, Gone
 from spoolq.claims import Claims
-from spoolq.config import Policy
+from spoolq.config import NO_SETTINGS, Policy, Settings
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
+from spoolq.descent import end_with_parents
 from spoolq.devices import Bench
+from spoolq.due import Due
 from spoolq.errors import TryAgain
-from spoolq.intake import Intake
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.measure import Gauge
 from spoolq.peers import Peers
 from spoolq.pending import Pending
 from spoolq.placement import Placement
 from spoolq.presence import Presence
-from spoolq.refusal import refusal
+from spoolq.queue import Queue
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
 
 log = logging.getLogger("spoolq")
 
-MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
@@ -61,8 +62,10 @@ class Daemon(Agenda):
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        device_files: Mapping[str, str] | None = None,
         labels: Labels | None = None,
         bench: Bench | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -72,6 +75,8 @@ class Daemon(Agenda):
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            device_files: see `busy`.
+            settings: what site and user say of this node.
             labels: of the machine and the site.
             bench: the devices that are told apart; `capacity` counts them too.
         """
@@ -84,8 +89,12 @@ class Daemon(Agenda):
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
-        self.scratch, self.meter = Scratch(state_dir), host.Meter()
+        self.launcher = Launcher(
+            spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds, path_map=settings.path_map
+        )
+        self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
+        self.device_files = dict(device_files or {})
+        self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
@@ -95,20 +104,12 @@ class Daemon(Agenda):
         self.last_work = host.boottime()
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
-        self.pending = Pending(self)
+        self.queue, self.begins, self.pending = Queue(self), Due(self), Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
-        self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
+        self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
-        self.intake = Intake(
-            spool,
-            node,
-            settle_s=policy.settle_s,
-            any_owner=policy.drop_any_owner,
-            base=policy.job_fields(),
-            check=lambda job: refusal(self, job),
-            rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
-        )
+        self.intake = admission.intake(self)
 
     # --- the loop
 
@@ -132,8 +133,10 @@ class Daemon(Agenda):
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
         recover.compare_notes(self)
+        measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+            self.around.tidy(self)
 
     def turn(self) -> None:
         """One step, whatever happens in it."""
@@ -160,28 +163,34 @@ class Daemon(Agenda):
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+        if self.around.busy or self.around.drain:
+            self.part("steps", self.around.step, self)
             self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
             self._due["deliver"] = now + self._retry_s
-            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._retry_s = min(max(self._retry_s * 2, RETRY_S[0]), RETRY_S[1])
         if self.due("control", now, 1.0):
             self.part("drain", self.presence.heed)
             self.part("control", control.obey, self)
         if self.due("followed", now, 1.0):
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
-            self.part("drop", self.admit, now)
-        if self.due("measure", now, MEASURE_S):
-            self.measure()
+            self.part("drop", admission.admit, self, now)
+        measure.step(self, now)
         if self.pending.items:
             self.part("pools", self.pending.settle, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        if self.notes.fresh and self.due("learn", now, lessons.LEARN_S):
+            self.part("learn", self.notes.write, self.spool.root)
         self.part("held", self.dependents.step, now)
+        self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
-            self.part("beat", self.beat)
+            beats, self._beats = self._beats, self.part("beat", self.beat)
+            if self._beats and not beats:  # the spool is back: results need not wait any longer
+                self._retry_s = self._due["deliver"] = 0.0
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
@@ -212,12 +221,6 @@ class Daemon(Agenda):
         log.warning("spool %s error=%s file=%s", what, error, getattr(error, "filename", None) or "-")
         self.troubled = True
 
-    def admit(self, now: float) -> None:
-        """Make jobs of what was dropped."""
-        if self.intake.step(time.monotonic()):
-            self.last_work, self.looked, self.candidates = now, False, []
-            self._due["queue"] = 0.0
-
     def beat(self) -> None:
         """Beat, if this still is the spool that we serve, and renew the right to start jobs."""
         self.presence.beat()
@@ -226,14 +229,14 @@ class Daemon(Agenda):
 
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled or self.pending.items:
+        if self.unsettled or self.around.busy or self.pending.items:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat", "held"))])
+        nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
-        if self.placement.others and self._due.get("news", 0.0) > now:
+        if self.placement.matters and self._due.get("news", 0.0) > now:
             nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
@@ -261,6 +264,7 @@ class Daemon(Agenda):
             self.family.send({"op": "stop"})
         try:
             self.pending.close()
+            self.notes.write(self.spool.root)
             self.publish("stopped")
         except OSError as error:
             log.warning("spool error=%s", error.strerror)
@@ -278,34 +282,30 @@ class Daemon(Agenda):
     def take(self, message: dict[str, Any]) -> None:
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
+            case "started":
+                self.around.told(message, self.live.get(message["id"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":
                 self.take_refusal(message["id"], message["attempt"], message["why"])
             case "usage":
-                self.take_usage(message)
+                measure.take(self, message)
             case _:
                 pass
-
-    def renew(self, version: str) -> None:
-        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
-        if version != __version__ and not self.renewed:
-            log.info("renewing the runner from=%s to=%s", version, __version__)
-            self.renewed = True
-            say_program(self.state_dir)
-            self.family.send({"op": "reexec"})
 
     def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
         self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
-        if live is None or live.at.entry.attempt != attempt:
+        if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return
+        again = self.around.judge((job_id, attempt), ended)
         del self.live[job_id]
         if live.scratch:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
-        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost or again)
+        item.peak_mb = live.peak_mb
         if not item.requeue and rerun.wanted(item):
             item.requeue = item.retry = True
         self.ended.append(item)
@@ -327,6 +327,7 @@ class Daemon(Agenda):
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
         self.live.pop(live.at.entry.id, None)
+        self.around.forget((live.at.entry.id, live.at.entry.attempt))
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -338,9 +339,11 @@ class Daemon(Agenda):
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
+        end_with_parents(self)
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
-            deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
+            again, lost = (lambda item: rerun.requeue_ended(self, item)), (lambda: recover.note_lost(self))
+            deliver.deliver(self.spool, self.node, ready, again, lost)
             if failed:
                 raise failed
             self._retry_s = RETRY_S[0]
@@ -348,37 +351,24 @@ class Daemon(Agenda):
             through = [item for item in self.ended if item.through]
             self.ended = [item for item in self.ended if not item.through]
             for item in through:
+                if self.policy.learn:
+                    self.notes.take(item)
                 entry = item.at.entry
                 word = "late" if item.late else "requeued" if item.requeue else item.ending
                 log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
                 ship.forget(self.state_dir, (entry.id, entry.attempt))
+                self.around.through(item)
                 self.dependents.over.append(entry.id)
             recover.note_lost(self)
             self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
-
-    # --- measuring
-
-    def measure(self) -> None:
-        """Ask the runner what the jobs use; the answer comes as a message."""
-        if self.measured and (self.live or self.due("measure idle", host.boottime(), 2 * MEASURE_S)):
-            self.family.send({"op": "usage"})
-
-    def take_usage(self, message: dict[str, Any]) -> None:
-        """What the family and its jobs have used; the rest of the machine's load is foreign."""
-        times = os.times()
-        self.meter.sample(message["cpu_s"] + times.user + times.system)
-        for key, used in message["jobs"].items():
-            live = self.live.get(int(key.partition(".")[0]))
-            if live:
-                live.rss_mb = int(used["rss_mb"])
 
     def publish(self, state: str) -> None:
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
-            "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": claim.free(self),
-            "measured": self.meter.facts() if self.measured else None,
+            **claim.facts(self),
+            "measured": measure.facts(self),
+            "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,

@@ -148,7 +148,7 @@ class Bench:
 
     def facts(self, held: Mapping[int, Held]) -> dict[str, Any]:
         """
-        For node.json: `devices`: kind -> id -> job -> thousandths; `busy`: kind -> ids. Nothing without devices.
+        For node.json: `devices`: kind -> id -> job -> thousandths. Nothing without devices.
 
         Args:
             held: by the id of the job.
@@ -160,7 +160,7 @@ class Bench:
             for name, ids in holding.items():
                 for number, amount in ids.items():
                     found.setdefault(name, {}).setdefault(number, {})[str(job_id)] = amount
-        return {"devices": found, "busy": {name: sorted(ids) for name, ids in self.busy.items() if ids}}
+        return {"devices": found}
 
 
 def pick(amount: int, free: Mapping[str, int]) -> dict[str, int] | None:
@@ -298,7 +298,11 @@ def stock_said(facts: Mapping[str, Any], present: Collection[int]) -> Stock | No
     if not isinstance(table, Mapping) or not table:
         return None
     kinds = {str(name): Kind(tuple(map(str, ids))) for name, ids in table.items() if isinstance(ids, Mapping)}
-    lists = {name: ids for name, ids in busy.items() if isinstance(ids, list)} if isinstance(busy, Mapping) else {}
+    lists = (
+        {name: [*map(str, ids)] for name, ids in busy.items() if isinstance(ids, list)}
+        if isinstance(busy, Mapping)
+        else {}
+    )
     return Stock(kinds, [held for job_id, held in said(facts).items() if job_id in present], lists)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-from spoolq.entry import Entry
+from spoolq.entry import MIDDLE_RANK, Entry
 from spoolq.errors import UsageError
 from spoolq.job import Job, home_of
 from spoolq.resources import CPUS, MEM, UNIT, show_amount
@@ -49,7 +49,8 @@ THREADS = (
 
 _OWN_NAMES = """
     SPOOLQ_JOB_ID SPOOLQ_JOB_NAME SPOOLQ_JOB_DIR SPOOLQ_SUBMIT_HOST SPOOLQ_SUBMIT_USER SPOOLQ_NODE SPOOLQ_CPUS
-    SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR TMPDIR PWD
+    SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR SPOOLQ_SCRATCH TMPDIR PWD
+    SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY
 """
 _OWN = frozenset(_OWN_NAMES.split())
 _OWN_STARTS = ("SPOOLQ_GRES_", "SPOOLQ_DEVICES_")
@@ -194,6 +195,7 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
         f"SPOOLQ_SPOOL={spool}",
         f"SPOOLQ_DIR={spool}",  # a job that submits, submits here
         f"TMPDIR={tmpdir}",
+        f"SPOOLQ_SCRATCH={tmpdir}",
         f"PWD={job.chdir}",
     ]
     if not common.submit_dir:
@@ -203,6 +205,12 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
     if len(wants) > 2:
         rest = (name for name in wants if name not in (CPUS, MEM))
         env += [f"SPOOLQ_GRES_{name.upper()}={show_amount(wants[name])}" for name in rest]
+    if entry.rank != MIDDLE_RANK:
+        env.append(f"SPOOLQ_PRIORITY={entry.priority}")
+    if entry.parent:
+        env.append(f"SPOOLQ_PARENT={entry.parent}")
+    if job.depend:
+        env.append(f"SPOOLQ_DEPENDENCY={','.join(job.depend)}")
     threads = max(1, -(-cpus // UNIT))
     env += [f"{name}={threads}" for name in common.threads]
     return env

@@ -118,10 +118,15 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
     since = look.running_since(scene.spool, [placed]).get(entry.id)
     ran = f" for {resources.show_seconds(since)}" if since is not None else ""
     limit = "no time limit" if entry.limit_s is None else f"time limit {resources.show_seconds(entry.limit_s)}"
-    if placed.state is State.SUSPENDED:
+    if entry.aside:
+        text = "while others take the cpus of its node (overload_suspend); it goes on when they are there again"
+        lines = [f"job {entry.id} steps aside on {placed.node} {text}, or after: spoolq resume {entry.id}"]
+    elif placed.state is State.SUSPENDED:
         lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
     else:
         lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
+    if lent := outlook.lends(node, entry):
+        lines.append(f"  It waits for jobs of its own, and lends {resources.show(lent)} meanwhile.")
     if node.declared:
         lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
     elif node.state in ("dead", "stopped"):
@@ -143,6 +148,7 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
         how = {
             "HU": f"spoolq release {entry.id}",
             "HA": "an operator's spoolq release",
+            "HB": f"that time, or spoolq release {entry.id}",
             "HR": f"time, or spoolq release {entry.id}",
             "HD": f"its parents, or spoolq edit {entry.id} depend=none",
         }
@@ -154,6 +160,9 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
     else:
         lines.append("  It is the first in the queue.")
     lines.append(f"  It needs {resources.show(entry.wants)}.")
+    lines += [
+        f"  {line}" for line in (scene.outlook.precedence.place(entry), scene.outlook.precedence.turns(entry)) if line
+    ]
     terms = outlook.conditions_of(scene.spool, entry.id) if entry.more else ANYWHERE
     if impossible := scene.outlook.impossible(entry.wants, terms or ANYWHERE):
         lines.append(f"  No node ever seen here could run it: {impossible}")

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, parents, script, stored
+from spoolq import begin, environment, fsops, home, jobfile, options, parents, script, stale, stored
+from spoolq.entry import Entry
 from spoolq.errors import JobFileError, Misconfigured, SpoolqError, UsageError
 from spoolq.fsops import Answer
 from spoolq.job import Job
@@ -79,6 +80,7 @@ class Intake:
         base: Mapping[str, Any],
         check: Callable[[Job], str | None],
         rulebook: Callable[[], Rulebook | None] = lambda: None,
+        submitted: Callable[[Entry, Job], None] = lambda *_: None,
     ) -> None:
         """
         Remember what to do; nothing is touched yet.
@@ -88,10 +90,11 @@ class Intake:
             any_owner: accept files that belong to somebody else (they run as this node's user).
             base: fields of a job that does not say.
             check: says why no node could ever run a job, or None.
+            submitted: is told of each job that was made.
             rulebook: finds this node's rules and profiles, which may have changed since the last file.
         """
         self.spool, self.node, self.settle_s, self.any_owner = spool, node, settle_s, any_owner
-        self.base, self.check, self.rulebook = base, check, rulebook
+        self.base, self.check, self.rulebook, self.submitted = base, check, rulebook, submitted
         self._seen: dict[str, _Seen] = {}
         self._tags = 0
         self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
@@ -233,6 +236,7 @@ class Intake:
             self.unfinished = True  # look again: still here, or queued and already claimed
             return 0
         self.spool.committed([at])
+        self.submitted(at.entry, job)
         return 1
 
     def _answer(self, name: str, text: str) -> None:
@@ -272,7 +276,7 @@ class Intake:
         base |= {"chdir": directory, "submit_host": self.node}
 
         def make(pairs: Sequence[Pair]) -> Job:
-            job = options.to_job(pairs, words, base, script=script is not None)
+            job = stale.prepared(options.to_job(pairs, words, base, script=script is not None))
             return job._replace(chdir=os.path.join(directory, job.chdir), export="none")
 
         try:
@@ -281,6 +285,8 @@ class Intake:
             raise JobFileError(str(error), file=name) from None
         if job.depend:
             job = job._replace(depend=parents.resolve(self.spool, job.depend))
+        if job.begin:
+            job = job._replace(begin=begin.resolved(job.begin, time.time()))
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

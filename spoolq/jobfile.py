@@ -102,7 +102,9 @@ def text_of(key: str, option: Option, value: object) -> str:
         return str(value)
     if option.kind == "list" and isinstance(value, list):
         parts = [plain(key, part) for part in value]
-        return ",".join(part.replace(",", "\\,") if option.name == "export" else part for part in parts)
+        return ",".join(
+            part.replace(",", "\\,") if option.gathers or option.name == "export" else part for part in parts
+        )
     if option.name == "umask" and not isinstance(value, str):
         raise UsageError('umask: must be a string, to be read as octal (example: "0022")')
     return plain(key, value)

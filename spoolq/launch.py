@@ -13,11 +13,12 @@ import pwd
 import signal
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import devices, elbow, environment, fsops, home, host, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored
 from spoolq.config import Policy
 from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
@@ -59,7 +60,14 @@ class Launcher:
     """Prepares jobs of one spool for one node."""
 
     def __init__(
-        self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None, kinds: Kinds = NO_KINDS
+        self,
+        spool: Spool,
+        node: str,
+        *,
+        state_dir: str,
+        groups: str | None = None,
+        kinds: Kinds = NO_KINDS,
+        path_map: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """
         Nothing is read yet.
@@ -68,8 +76,10 @@ class Launcher:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
             kinds: the devices of this node that are told apart.
+            path_map: paths that are called otherwise on this node.
         """
         self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
+        self.path_map = path_map
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -109,6 +119,7 @@ class Launcher:
             if error.errno not in (errno.EINVAL, errno.EFBIG):
                 raise
             return _hopeless(f"{error.filename}: {error.strerror}")
+        job = paths.job_here(job, self.path_map, self.spool.root)
         missing = "" if os.path.isdir(job.chdir) else job.chdir
         search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
         return Prepared(job, env, search, tuple(interpreter), missing=missing)

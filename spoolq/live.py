@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from spoolq.devices import Held
 from spoolq.job import Job
+from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed
 
 
@@ -24,8 +25,20 @@ class Live:
     requeue: bool = False
     asked: bool = False
     rss_mb: int = 0
+    peak_mb: int = 0
     followed_until: float = 0.0  # s of CLOCK_BOOTTIME
     devices: Held = field(default_factory=dict)
+    lends: bool = False  # it waits for jobs of its own, see `lend`
+
+    @property
+    def holds(self) -> Amounts:
+        """What counts as taken: what it asked for; of one that lends no cpus, and memory as measured."""
+        wants = self.at.entry.wants
+        if not self.lends:
+            return wants
+        mem = wants.get(MEM, 0)
+        used = min(mem, self.rss_mb * UNIT) if self.rss_mb else mem  # until it is measured, all of it
+        return {**wants, CPUS: 0, **({MEM: used} if MEM in wants else {})}
 
 
 @dataclass(slots=True, kw_only=True)

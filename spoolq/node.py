@@ -11,12 +11,26 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, constraint, detect, devices, host, local, patience, resources, service, where
+from spoolq import (
+    arguments,
+    cgroup,
+    constraint,
+    detect,
+    devices,
+    host,
+    local,
+    patience,
+    plugin,
+    resources,
+    service,
+    where,
+)
 from spoolq.arguments import Flag
+from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
 from spoolq.devices import Kind, Kinds
-from spoolq.errors import UsageError
+from spoolq.errors import Misconfigured, UsageError
 from spoolq.live import Limits
 from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import NODE_NAME
@@ -74,6 +88,8 @@ def node(argv: Sequence[str]) -> int:
         bench=devices.Bench(kinds),
         wake=wake,
         groups=_groups(),
+        device_files={**DEVICE_FILES, **found.settings.device_files},
+        settings=_executable(found.settings),
     )
 
     def stop() -> None:
@@ -101,6 +117,18 @@ def _groups() -> str | None:
     return groups
 
 
+def _executable(settings: Settings) -> Settings:
+    """The settings, if what is to run around every job can be run: a node without would fail them all."""
+    import shutil
+
+    for key in ("wrapper", "prolog", "epilog"):
+        words = getattr(settings, key)
+        if words and not shutil.which(words[0]):
+            origin = next(said.origin for said in settings.in_force if said.key == f"node.{key}")
+            raise Misconfigured(f"{origin}: {key}: {words[0]}: no such program here, or not executable")
+    return settings
+
+
 def _limits(given: arguments.Given) -> Limits:
     idle = given.last("idle-exit")
     seconds = None
@@ -110,9 +138,9 @@ def _limits(given: arguments.Given) -> Limits:
 
 
 def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool]:
-    """What this node lends, and whether measured load counts: options over configuration over the machine."""
+    """What this node lends, and whether measured load counts: options over configuration, plugins and the machine."""
     machine = host.capacity()
-    lent = {**machine, **settings.resources}
+    lent = {**machine, **plugin.probed(), **settings.resources}
     lent |= {name: said for name, said in ((CPUS, settings.cpus), (MEM, settings.mem)) if said is not None}
     if text := given.last("cpus"):
         lent[CPUS] = resources.parse_amount(text, "--cpus")

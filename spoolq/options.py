@@ -46,7 +46,7 @@ class Parsed(NamedTuple):
 class Option(NamedTuple):
     """
     One row. `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
-    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone.
+    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone. `gathers`: given twice, both count.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()
     kind: str = "text"
     scope: str = JOB
+    gathers: bool = False
 
 
 # fmt: off
@@ -74,6 +75,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("priority", "p", "N", v.whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
     Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
+    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
     Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
            aliases=("dependency",), kind="list"),
     Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
@@ -92,10 +94,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("requeue", "", "", v.flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
     Option("no-requeue", "", "", v.flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
     Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
+    Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
+    Option("in", "", "FILE,..", v.files("in", "inputs"), "what it is made from", kind="list", gathers=True),
+    Option("out", "", "FILE,..", v.files("out", "targets"), "what it makes; if it fails, FILE.failed", kind="list",
+           gathers=True),
+    Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
+           kind="flag"),
+    Option("retry-mem", "", "MORE", v.retry_mem, "after OUT_OF_MEMORY a retry asks for: 2x, or +500 (MB)"),
+    Option("stage-in", "", "SRC[:DST],..", v.stage("stage-in", "stage_in"), "copy to $SPOOLQ_SCRATCH before",
+           kind="list", gathers=True),
+    Option("stage-out", "", "SRC[:DST],..", v.stage("stage-out", "stage_out"), "copy from $SPOOLQ_SCRATCH after",
+           kind="list", gathers=True),
     Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
     Option("wait", "W", "", v.flag({}), "wait for the end, exit with the job's code", kind="flag", scope=COMMAND_LINE),
+    Option("unique", "", "KEY", v.flag({}), "one such job at a time: fail, or KEY:join it", scope=COMMAND_LINE),
     Option("check", "", "", v.flag({}), "only say which nodes could run it", kind="flag", scope=COMMAND_LINE),
     Option("parsable", "", "", v.flag({}), "print the id alone, as off a terminal", kind="flag", scope=COMMAND_LINE),
     Option("json", "", "", v.flag({}), "print JSON", kind="flag", scope=COMMAND_LINE),
@@ -126,9 +140,9 @@ def apply(pairs: Pairs, base: Mapping[str, Any] | None = None) -> Fields:
     """
     last: dict[str, str] = {}
     for pair in pairs:
-        name = BY_NAME[pair[0]].name
-        last.pop(name, None)  # the last wins, also over other options for the same field
-        last[name] = pair[1]
+        option = BY_NAME[pair[0]]
+        earlier = last.pop(option.name, None)  # the last wins, also over other options for the same field
+        last[option.name] = f"{earlier},{pair[1]}" if option.gathers and earlier is not None else pair[1]
     fields: Fields = dict(base or {})
     wants = {**DEFAULT_WANTS, **fields.get("wants", {})}
     declared: set[str] = set(fields.get("declared", ()))
@@ -158,6 +172,8 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
     job = Job(**{"command": tuple(command), **found, **fields})
     if not job.command and not job.script:
         raise UsageError("no command")
+    if job.retry_mem and not job.retries:
+        raise UsageError(f"retry-mem: no retry could ask for more (remedy: -r 3 --retry-mem {job.retry_mem})")
     entry = job.entry(1)
     size = len(format_facts(entry)) + len(entry.label)
     if size > MAX_NAME - _NAME_REST:

@@ -6,7 +6,7 @@ From the daemon (JSON with `op`; framing in `channel`):
     lease {until, fence}     start nothing after `until`, end jobs of rerun rule Y after `fence` (CLOCK_BOOTTIME, s)
     start {id, attempt, gen, argv, program, env: ["K=V"], umask, chdir, remote, cwdfd, limit_s, grace_s, mem_mb,
            cgroup, rerun, scratch, devices, until, fds, warn: [signal, seconds, first]}     `until`: of its claim;
-           fds: stdout, stderr and, if cwdfd, directory; `warn` may be absent: a signal before the time limit
+           fds: stdout, stderr and, if cwdfd, directory; `devices` and `warn`, a signal before the end, may be absent
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:

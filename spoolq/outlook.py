@@ -9,14 +9,16 @@ at most MOST_FILES.
 """
 
 import contextlib
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import constraint, devices, pools, roster, schedule
+from spoolq import begin, constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
+from spoolq.precedence import Precedence
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
@@ -38,7 +40,7 @@ def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] 
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.id: placed.entry.wants for placed in running}
+    held = {placed.entry.id: holds(node, placed.entry) for placed in running}
     shared = node.facts.get("pools")
     size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
     using = pools.holders((placed.entry for placed in everywhere), size)
@@ -60,6 +62,8 @@ def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] 
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
 
 
@@ -75,6 +79,19 @@ def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | N
     everywhere = [at for name in spool.nodes() for top in ("running", "reaping") for at in spool.on_node(name, top)]
     using = pools.holders((at.entry for at in everywhere), size)
     return pools.taken(using.values(), size), size
+
+
+def lends(node: Seen, entry: Entry) -> Amounts:
+    """What a running job lends while it waits for jobs of its own, as its node says."""
+    said = node.facts.get("lent")
+    found = said.get(str(entry.id)) if isinstance(said, dict) else None
+    return {k: v for k, v in found.items() if type(v) is int} if isinstance(found, dict) else {}
+
+
+def holds(node: Seen, entry: Entry) -> Amounts:
+    """What a running job holds: what it asked for without what it lends."""
+    lent = lends(node, entry)
+    return {name: max(0, amount - lent.get(name, 0)) for name, amount in entry.wants.items()}
 
 
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
@@ -104,7 +121,8 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
-        self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
+        self.precedence = Precedence(spool, nodes, self.views, live)
+        self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
         self._parents: Parents | None = None
 
@@ -132,18 +150,22 @@ class Outlook:
             return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held)
+        key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
         return known
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
+        if entry.held == begin.HELD and (when := begin.begins(entry)) is not None:
+            return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
+        if reason := self.precedence.limit(entry):
+            return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
-            reason = schedule.explain(entry, view, terms)
+            reason = self._on(view, entry, terms)
             if reason is None:
                 return Reason("Priority", f"{view.name} has room: waits for its turn")
             reasons[view.name] = reason
@@ -164,7 +186,10 @@ class Outlook:
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""
         terms = conditions_of(self.spool, entry.id) if entry.more else ANYWHERE
-        return {view.name: schedule.explain(entry, view, terms) for view in self.views}
+        return {view.name: self._on(view, entry, terms) for view in self.views}
+
+    def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
+        return schedule.explain(entry, view, terms) or self.precedence.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""

@@ -153,8 +153,8 @@ def share(
         here = me.name in roomy
         terms = conditions(entry) if entry.more or here else ANYWHERE
         able = walk.able(entry, roomy, terms)
-        if here and (kept := walk.bars(entry, me.name)):
-            withheld.append((entry, _kept(me.name, kept)))
+        if here and (kept := walk.bars(entry, me.name, terms)):
+            withheld.append((entry, kept_for(me.name, kept)))
         if not able:
             if terms is not None:
                 walk.keep_place(entry, terms)
@@ -171,7 +171,7 @@ def share(
                 first = me.name
         if first == me.name:
             start.append(entry)
-        walk.give(entry, first)
+        walk.give(entry, first, terms)
         shared += 1
         if shared == DEPTH:
             break
@@ -207,10 +207,14 @@ class _Walk:
             for name in self.pools & entry.wants.keys()
         )
 
-    def bars(self, entry: Entry, name: str) -> Window | None:
+    def elbow_of(self, terms: Conditions | None) -> float:
+        """By what factor a job may outlast its time limit."""
+        return (terms.time_factor if terms else 0.0) or self.elbow
+
+    def bars(self, entry: Entry, name: str, terms: Conditions | None) -> Window | None:
         """The reservation, of a job that comes before it, that keeps it from starting on a node."""
-        kept = self.windows.get(name)
-        return kept if kept and not kept.lets(entry, self.elbow) else None
+        kept = self.windows.get(name) if not entry.parent else None  # somebody may wait for it with his part of a node
+        return kept if kept and not kept.lets(entry, self.elbow_of(terms)) else None
 
     def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:
         """(emptiness, name) of those that may take it, the preferred first."""
@@ -221,12 +225,12 @@ class _Walk:
         found = [
             (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
             for name in roomy
-            if not (terms.missing and name == self.me.name) and not self.bars(entry, name)
+            if not (terms.missing and name == self.me.name) and not self.bars(entry, name, terms)
         ]
         found.sort(key=lambda pair: (self.sign * pair[0], pair[1]))
         return found
 
-    def give(self, entry: Entry, name: str) -> None:
+    def give(self, entry: Entry, name: str, terms: Conditions | None) -> None:
         """It goes there."""
         free = self.free[name]
         for what, amount in entry.wants.items():
@@ -235,8 +239,8 @@ class _Walk:
             for other in self.free.values():
                 other[what] = free[what]
         if kept := self.windows.get(name):
-            kept.take(entry, self.elbow)
-        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow
+            kept.take(entry, self.elbow_of(terms))
+        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow_of(terms)
         self.given[name].append(Task(entry.wants, left_s, young=True))
 
     def keep_place(self, entry: Entry, terms: Conditions) -> None:
@@ -273,7 +277,8 @@ class _Walk:
         self.windows[best] = Window(entry, seen[best])
 
 
-def _kept(node: str, kept: Window) -> Reason:
+def kept_for(node: str, kept: Window) -> Reason:
+    """Why a job does not start on a node that keeps a place for another."""
     when = "when enough jobs have ended" if kept.in_s is None else f"in {show_seconds(kept.in_s)} at the latest"
     text = f"{node} keeps {show(kept.entry.wants)} for job {kept.entry.id}, which starts {when}; this would delay it"
     return Reason("Priority", text)

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spoolq import host, pack, roster, schedule
-from spoolq.constraint import sound
+from spoolq import elbow, host, pack, roster, schedule
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.lease import LATE, Watch, observe
-from spoolq.reserve import Node, Task, digest, holder, reserving
+from spoolq.reserve import Node, Task, digest, holder, reserving, said
 from spoolq.resources import Amounts, fits
 from spoolq.schedule import Conditions, NodeView, Plan
 from spoolq.spool import Placed
@@ -78,7 +77,7 @@ class Placement:
                 reads += 1
                 other = self.known[name] = self._read(name, other, now)
             if other and other.takes:
-                near.append(_node(name, other, now))
+                near.append(said(name, other.facts, now - other.seen_s))
             if len(near) == NEAR:
                 break
         for name in self.known.keys() - set(names):
@@ -105,7 +104,7 @@ class Placement:
             other = self.known.get(name)
             if other is None or now - other.read_s >= self.every_s:
                 other = self.known[name] = self._read(name, other, now)
-            far += [_node(name, other, now)] if other.takes else []
+            far += [said(name, other.facts, now - other.seen_s)] if other.takes else []
         return (*self.others, *far)
 
     # --- what this node says
@@ -117,22 +116,27 @@ class Placement:
         return {"tasks": [[dict(task.wants), None if task.left_s is None else int(task.left_s)] for task in tasks]}
 
     def news(self) -> bool:
-        """Whether something changed that others, if there are any, should know before the next beat."""
-        return bool(self.others) and self._state() != self._told
+        """Whether something changed that should be known before the next beat."""
+        return self.matters and self._state() != self._told
+
+    @property
+    def matters(self) -> bool:
+        """Whether what runs here matters to anybody: others that plan, or a user whose job has its place kept here."""
+        return bool(self.others or self.since)
 
     def _state(self) -> object:
         live = self.daemon.live.values()
-        return self.daemon.presence.state, {(item.at.entry.id, item.at.entry.gen) for item in live}
+        return self.daemon.presence.state, {(item.at.entry.id, item.at.entry.gen, item.lends) for item in live}
 
     def tasks(self, now: float, kept_since: float) -> list[Task]:
         """What runs here; `young` is what began since then (0: nothing)."""
-        factor = self.daemon.policy.time_factor
         found = []
         for live in self.daemon.live.values():
             entry = live.at.entry
             known = entry.limit_s is not None and not entry.suspended
-            left_s = max(0.0, live.since + (entry.limit_s or 0) * factor - now) if known else None
-            found.append(Task(entry.wants, left_s, bool(kept_since) and live.since >= kept_since))
+            limit_s = (entry.limit_s or 0) * elbow.time_factor(live.job, self.daemon.policy)
+            left_s = max(0.0, live.since + limit_s - now) if known else None
+            found.append(Task(live.holds, left_s, bool(kept_since) and live.since >= kept_since))
         return found
 
     # --- the plan
@@ -223,22 +227,3 @@ def overtakes(waiting: Sequence[Entry], found: Plan, capacity: Amounts) -> bool:
         if (entry.id, entry.chunk) not in starts and not entry.held and fits(entry.wants, capacity):
             return True
     return False
-
-
-def _node(name: str, other: Other, now: float) -> Node:
-    """It as it said, what its jobs have left counted down since."""
-    facts = other.facts
-    age_s = now - other.seen_s
-    tasks = []
-    for said in facts["tasks"] if isinstance(facts.get("tasks"), list) else ():
-        if isinstance(said, list) and len(said) == 2 and isinstance(said[0], dict):
-            left_s = max(0.0, said[1] - age_s) if isinstance(said[1], int | float) else None
-            tasks.append(Task(_amounts(said[0]), left_s))
-    labels = sound(facts.get("labels"))
-    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels)
-
-
-def _amounts(said: Any) -> dict[str, int]:
-    if not isinstance(said, dict):
-        return {}
-    return {name: amount for name, amount in said.items() if type(amount) is int and amount >= 0}

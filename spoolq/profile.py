@@ -105,7 +105,7 @@ class Rulebook:
         from spoolq import rules
 
         job = make(pairs)
-        facts = _facts(job, words or job.command, script, name)
+        facts = _facts(job, job.command if job.if_stale else words or job.command, script, name)
         said = list(pairs)
         notes: list[str] = []
         for step in self.steps:
@@ -131,7 +131,7 @@ def _facts(job: Job, words: Sequence[str], script: bytes | None, name: str) -> "
         line, words = words[2], _split(words[2])
         program = words[0] if words else ""
     text = (script or b"").decode("utf-8", "replace")
-    return rules.Facts(program, line, text, functools.cache(lambda: inputs(job.chdir, words)))
+    return rules.Facts(program, line, text, functools.cache(lambda: inputs(job.chdir, [*job.inputs, *words])))
 
 
 def _split(line: str) -> list[str]:

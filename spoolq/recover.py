@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, result, ship
-from spoolq.channel import Gone
+from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -82,12 +82,21 @@ def compare_notes(daemon: "Daemon") -> None:
         for message in daemon.family.receive():  # ends may follow in the same breath
             if message["op"] == "known":
                 reconcile(daemon, message["jobs"])
-                daemon.renew(message["version"])
+                renew(daemon, message["version"])
                 daemon.sure = True
             else:
                 daemon.take(message)
         if not daemon.sure:
             daemon.pause(1.0)
+
+
+def renew(daemon: "Daemon", version: str) -> None:
+    """After an upgrade: the family executes the new program in place; its jobs stay its children."""
+    if version != __version__ and not daemon.renewed:
+        log.info("renewing the runner from=%s to=%s", version, __version__)
+        daemon.renewed = True
+        say_program(daemon.state_dir)
+        daemon.family.send({"op": "reexec"})
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import constraint, environment, jobfile, nodelist, options, profile, script
+from spoolq import constraint, environment, jobfile, nodelist, options, profile, script, stale
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
@@ -62,6 +62,10 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
         book.close()
         profile.say(job.policy, sys.stderr.write)
     check_words(job.command, script=job.script)
+    if text := parsed.flags.get("unique"):
+        from spoolq import unique
+
+        job = job._replace(unique=unique.parse(text).key)
     return Asked(job, source.script, env)
 
 
@@ -73,15 +77,24 @@ def rulebook(found: Found) -> profile.Rulebook | None:
 def job_of(pairs: Sequence[Pair], source: Source, found: Found, cwd: str, book: profile.Rulebook | None = None) -> Job:
     """The job of some options, as rules and profiles want it."""
     base = {**found.policy.job_fields(), "name": name_of(source.name), "umask": own_umask(), "chdir": cwd}
+    if "SPOOLQ_JOB_ID" in os.environ:
+        from spoolq import nested
+
+        base |= nested.base(found.spool)
     base |= {"user": user_name(), "submitted": environment.timestamp(time.time()), "submit_host": os.uname().nodename}
 
     def make(pairs: Sequence[Pair]) -> Job:
-        return options.to_job(pairs, source.words, base, script=source.script is not None)
+        return stale.prepared(options.to_job(pairs, source.words, base, script=source.script is not None))
 
     if book is None:
         return checked(make(pairs), found)
     ruled = book.rule(pairs, make, source.words, source.script, source.name)
     return checked(make(ruled.pairs), found)._replace(policy=ruled.notes)
+
+
+def up_to_date(job: Job, cwd: str) -> bool:
+    """Whether a job need not run, since what it makes is newer than what it is made from."""
+    return job.if_stale and stale.up_to_date(absolute(job.chdir, cwd), job.inputs, job.targets)
 
 
 def checked(job: Job, found: Found) -> Job:
@@ -94,6 +107,10 @@ def checked(job: Job, found: Found) -> Job:
         from spoolq import parents
 
         job = job._replace(depend=parents.resolve(found.spool, job.depend))
+    if job.begin:
+        from spoolq import begin
+
+        job = job._replace(begin=begin.resolved(job.begin, time.time()))
     return job
 
 

@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, fsops, home, host, result
+from spoolq import deliver, descent, fsops, home, host, result, values
 from spoolq.deliver import Finished
+from spoolq.entry import Entry
 from spoolq.fsops import Answer
+from spoolq.job import Job
+from spoolq.resources import MEM
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -66,12 +69,16 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if record := deliver.proof(known.recorded, entry):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
+    descent.end_children(daemon.spool, entry.id, daemon.node)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
         return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
-    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted
-        return run_again(daemon, at)
+    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted; it gets its line of history too
+        item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, entry.id), requeue=True)
+        item.retry = known.wish(key) != "requeue" and wanted(item)
+        daemon.ended.append(item)
+        return Answer.UNKNOWN
     detail = ""
     if entry.rerun == "N":
         detail = f"{went_down}; its user said never to run it again"
@@ -83,11 +90,11 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     return deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
 
 
-def run_again(daemon: "Daemon", at: Placed, *, held: str = "") -> Answer:
+def run_again(daemon: "Daemon", at: Placed, *, held: str = "", **changes: Any) -> Answer:
     """Into the queue as the next attempt, at its old place in line; or into held/ first."""
     with contextlib.suppress(OSError):  # kept for its user; history has it too
         home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
-    answer, target = daemon.spool.requeue(at, held=held)
+    answer, target = daemon.spool.requeue(at, held=held, **changes)
     if held and answer is not Answer.LOST:
         daemon.retries[(target.entry.id, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
     daemon.spool.committed([])
@@ -122,11 +129,23 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
             return not deliver.found_again(daemon.spool, item) and keep_late(daemon, item)
         item.at = taken
     forget_nameless(daemon, item.at)
-    answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
+    changes = more_memory(daemon, item.at.entry, item.job, item.ended)
+    answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "", **changes)
     if answer is Answer.WON:
         item.requeued = True  # before its line: if that is refused, only the line is written later
         deliver.write_attempt(daemon.spool, item, daemon.node)
     return answer is not Answer.UNKNOWN
+
+
+def more_memory(daemon: "Daemon", entry: Entry, job: Job | None, ended: Mapping[str, Any]) -> dict[str, Any]:
+    """What the next attempt asks for if this one took too much (`--retry-mem`); at most what a node has."""
+    if not job or not job.retry_mem or result.ending_word(ended) != "oom" or MEM not in entry.wants:
+        return {}
+    said = [daemon.spool.read_node(node).get("capacity") for node in daemon.spool.nodes()]
+    sizes = [size for size in (one.get(MEM) for one in said if isinstance(one, dict)) if type(size) is int]
+    most = max([daemon.capacity.get(MEM, 0), *sizes])
+    asked = entry.wants[MEM]
+    return {"wants": {**entry.wants, MEM: max(asked, min(values.grown(asked, job.retry_mem), most))}}
 
 
 def forget_nameless(daemon: "Daemon", at: Placed) -> None:

@@ -25,11 +25,11 @@ How a daemon uses it (see `pack` for the whole turn):
    next reserves anew, by the same rename. Nobody has to clean up.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from spoolq.constraint import Labels
+from spoolq.constraint import Labels, sound
 from spoolq.entry import MAX_NAME, RESERVED, Entry, fitting, format_name, released
 from spoolq.resources import Amounts, add, free_of
 
@@ -100,6 +100,28 @@ def digest(tasks: Sequence[Task], most: int = MOST_TASKS) -> list[Task]:
     found = [Task(add(*(task.wants for task in group)), group[-1].left_s) for group in groups]
     rest = [task.wants for task in tasks if task.left_s is None]
     return found + ([Task(add(*rest))] if rest else [])
+
+
+def said(name: str, facts: Mapping[str, Any], age_s: float = 0.0) -> Node:
+    """
+    A node as its node.json describes it; anybody may have written that.
+
+    Args:
+        age_s: how long it has said so: what its jobs have left is less by that.
+    """
+    tasks = []
+    for task in facts["tasks"] if isinstance(facts.get("tasks"), list) else ():
+        if isinstance(task, list) and len(task) == 2 and isinstance(task[0], dict):
+            left_s = max(0.0, task[1] - age_s) if type(task[1]) in (int, float) else None
+            tasks.append(Task(_amounts(task[0]), left_s))
+    labels = sound(facts.get("labels"))
+    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels)
+
+
+def _amounts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: amount for name, amount in value.items() if type(amount) is int and amount >= 0}
 
 
 def opening(wants: Amounts, node: Node, more: Iterable[Task] = (), free: Amounts | None = None) -> Opening:

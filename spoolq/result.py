@@ -163,11 +163,13 @@ def history_line(found: Mapping[str, Any], job: Job | None) -> bytes:
     """
     A line of history: the facts, with the job's name, user and command words (null if unknown).
 
+    `script`, true, says that the job ran a script and the words are its arguments.
     Of a long command only the first words are kept, then `...`, so that a line stays a line.
     """
     if job is None:
         return build({**found, "name": None, "user": None, "command": None})
-    return build({**found, "name": job.name, "user": job.user, "command": _short(job.command)})
+    said = {**found, "name": job.name, "user": job.user, "command": _short(job.command)}
+    return build({**said, "script": True} if job.script else said)
 
 
 def _short(command: Iterable[str]) -> list[str]:

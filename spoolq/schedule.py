@@ -3,13 +3,12 @@ Decide which waiting jobs may start on one node, and say why the others may not.
 
 Every node runs this on its own view of the queue, with nobody to arbitrate, so the answer must depend
 on the arguments alone: no clock, no disk, no random numbers. Order comes from outside (`in_order`,
-`starting_point`), so another policy is another order, not another `admit`.
+`fair`), so another policy is another order, not another `admit`.
 Invariants: what is started fits into what is free, in every dimension; every job is in exactly one of
 start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
-import itertools
-import zlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +19,7 @@ from spoolq.nodelist import matches
 from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
-IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
-WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
+IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
 POOL_KEPT = "what it wants of a shared pool is kept for a job that comes first"
 HOLDERS = 3  # named in a reason
 
@@ -43,12 +41,14 @@ class Conditions:
     `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
     `constraint` is about the labels of the node (see `constraint`), or empty.
     `missing` is the working directory that does not exist on this node, or empty.
+    `time_factor`: by which it may outlast its time limit, if that is not the same for all; else 0.
     """
 
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     constraint: str = ""
     missing: str = ""
+    time_factor: float = 0.0
 
 
 ANYWHERE = Conditions()
@@ -65,6 +65,8 @@ class NodeView:
         held: what each running or claimed job holds, by id.
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
+        busy: numbers of the devices that processes outside spoolq use, by resource.
+        idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
         labels: what constraints are asked of.
         devices: what is free of each device, where some are told apart.
         pools: names of what all nodes share; `free` is what is left in all.
@@ -77,6 +79,8 @@ class NodeView:
     full: bool = False
     draining: bool = False
     note: str = ""
+    busy: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    idle_load: int = IDLE_LOAD
     labels: Labels = field(default_factory=dict)
     devices: Stock | None = None
     pools: frozenset[str] = frozenset()
@@ -239,7 +243,13 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
         return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
-    return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
+    if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} in use outside spoolq"]))
+    remedy = ""
+    if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
+        enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10
+        remedy = f" (if that is usual there, idle_load = {enough:g} in spool.toml lets it start)"
+    return Reason("MeasuredLoad", "; ".join([*parts, f"the rest is used outside spoolq{remedy}"]))
 
 
 def _figure(name: str, amount: int) -> str:
@@ -270,7 +280,11 @@ def _holders(names: Sequence[str], held: Mapping[int, Amounts], verb: str) -> st
 
 
 def effective_free(
-    capacity: Amounts, allocations: Iterable[Amounts], measured: Amounts | None, unused_reservation: int = 0
+    capacity: Amounts,
+    allocations: Iterable[Amounts],
+    measured: Amounts | None,
+    unused_reservation: int = 0,
+    idle_load: int = IDLE_LOAD,
 ) -> dict[str, int]:
     """
     What a node may lend: min(capacity - declared, what the machine really has), thousandths.
@@ -278,16 +292,18 @@ def effective_free(
     Args:
         allocations: what each running or claimed job declared.
         measured: `cpus` that processes outside spoolq leave (jobs of spoolq not counted as use) and
-            `mem` available now, each optional; None if the capacity was set above the machine's.
+            `mem` available now, each optional; and what others leave of devices that they use.
         unused_reservation: memory that running jobs declared and do not use yet, thousandths of MB:
             it is still free as measured, and spoken for.
+        idle_load: what others may use of the cpus without counting, thousandths.
     """
     declared = add(*allocations)
     free = free_of(capacity, (declared,))
-    if measured and CPUS in measured and CPUS in free:
-        free[CPUS] = max(0, min(free[CPUS], measured[CPUS] + IDLE_LOAD - declared.get(CPUS, 0)))
-    if measured and MEM in measured and MEM in free:
-        free[MEM] = max(0, min(free[MEM], measured[MEM] - unused_reservation))
+    for name, amount in (measured or {}).items():
+        if name in free:
+            spoken_for = unused_reservation if name == MEM else declared.get(name, 0)
+            tolerated = idle_load if name == CPUS else 0
+            free[name] = max(0, min(free[name], amount + tolerated - spoken_for))
     return free
 
 
@@ -350,25 +366,3 @@ def impossible(
 
 def _some(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
-
-
-def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
-    """
-    Where this node begins among the first names, equal in rank, so that nodes do not race for the same.
-
-    Nodes with one view get different places. The places move whenever the view does, so that the
-    first name is soon somebody's: with fixed places, jobs that keep arriving could keep it waiting.
-    A single node gets (0, 0), which leaves the exact order.
-
-    Args:
-        names: of waiting entries, in order.
-
-    Returns:
-        (first, width): look at names[first:width], names[:first], names[width:], in this order.
-    """
-    nodes = sorted({node, *live_nodes})
-    window = names[: min(WINDOW, len(nodes))]
-    equals = [*itertools.takewhile(lambda name: name[:4] == window[0][:4], window)]
-    if len(equals) < 2:
-        return 0, 0
-    return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)

@@ -24,7 +24,7 @@ from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
 TRIES = 8  # renames lost to somebody else before giving up; each means that the job has moved on
-_RELEASABLE = ("HU", "HA", "HR", "")
+_RELEASABLE = ("HU", "HA", "HB", "HR", "")
 
 
 class Outcome(NamedTuple):
@@ -285,11 +285,11 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "reaping":
         return _taken_over(placed)
     if placed.top == "running":
-        if entry.suspended:
+        if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
-        if entry.held not in ("HR", "HD"):
+        if entry.held not in ("HR", "HD", "HB"):
             return nothing(placed, f"is held already ({HELD.get(entry.held, 'held')})")
         answer, target = spool.edit(placed, held="HU")
     else:
@@ -313,12 +313,12 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if entry.held not in _RELEASABLE:
         how = f"; spoolq edit {entry.id} depend=none lets it go without" if entry.held == "HD" else ""
         return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}{how}", failed=True)
-    held = "" if entry.held == "HR" else next_hold(spool, entry)
+    held = "" if entry.held in ("HR", "HB") else next_hold(spool, entry)
     answer, target = spool.edit(placed, held=held) if held else spool.release(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
-    then = "; it waits for other jobs" if held else ""
+    then = "; it waits for other jobs" if held else "; it waits for its time" if target.entry.held else ""
     return Outcome(entry.id, "released", f"job {entry.id}: released{then}")
 
 
@@ -362,14 +362,25 @@ def _requeue(spool: Spool, placed: Placed) -> Outcome | None:
     # the old result goes first: the next attempt may end before we return
     home.set_aside(spool.root, entry.id, entry.attempt)
     try:
-        answer, target = spool.requeue(placed, held=next_hold(spool, entry))
-    except OSError:
+        answer, target = _queue_again(spool, placed)
+    except (OSError, SpoolqError):
         home.bring_back(spool.root, entry.id, entry.attempt)
         raise
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
     return Outcome(entry.id, "requeued", f"job {entry.id}: queued again as attempt {target.entry.attempt}")
+
+
+def _queue_again(spool: Spool, placed: Placed) -> tuple[Answer, Placed]:
+    held = next_hold(spool, placed.entry)
+    if placed.entry.more:
+        from spoolq import deliver, unique
+
+        job = deliver.read_job(spool, placed.entry.id)
+        if job and job.unique:
+            return unique.requeue(spool, placed, job, held)
+    return spool.requeue(placed, held=held)
 
 
 def edit(argv: list[str]) -> int:

@@ -28,6 +28,7 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 _TEXTS = [
     "name",
     "chdir",
+    "begin",
     "held",
     "rerun",
     "output",
@@ -37,10 +38,13 @@ _TEXTS = [
     "output_mode",
     "export",
     "signal",
+    "retry_mem",
     "user",
     "submitted",
     "submit_host",
     "kill_on_invalid_dep",
+    "unique",
+    "parent",
 ]
 _NUMBERS = [
     "priority",
@@ -49,20 +53,28 @@ _NUMBERS = [
     "time_factor",
 ]
 _FLAGS = [
+    "if_stale",
     "script",
+    "ages",
 ]
 _LISTS = [
+    "stage_in",
+    "stage_out",
+    "inputs",
+    "targets",
     "command",
     "nodelist",
     "exclude",
     "declared",
     "depend",
     "policy",
+    "estimate",
 ]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)
 }
+_KEYS |= {"inputs": "in", "targets": "out"}
 _FIELDS = {key: field for field, key in _KEYS.items()}
 _CHOICES = {"open_mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
 _CHOICES |= {"output_mode": ("spool", "local"), "kill_on_invalid_dep": ("yes", "no")}
@@ -164,7 +176,7 @@ def read_job(data: bytes, file: str) -> Job:
                 _read_other(key, value, fields, wants)
             elif not _valid(field, value):
                 raise UsageError(f"{key}: {value!r:.60} is not valid")
-            elif field in _NUMBERS or field == "signal":
+            elif field in _NUMBERS or field in ("signal", "retry_mem"):
                 fields |= BY_NAME[key].parse(str(value))
             elif field in _LISTS:
                 fields[field] = frozenset(value) if isinstance(_DEFAULTS.get(field), frozenset) else tuple(value)

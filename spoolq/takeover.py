@@ -174,13 +174,13 @@ def go_line(run: Run, now: float) -> str:
     """The intention to start; `now`: CLOCK_BOOTTIME, s."""
     limit = "null" if run.limit_s is None else repr(run.limit_s)
     memory = "null" if run.mem_mb is None else repr(run.mem_mb)
-    devices = f',"devices":{encode(run.devices)}' if run.devices else ""
-    warn = f',"warn":{encode(run.warn)}' if run.warn else ""
+    rest = f',"warn":{encode(run.warn)}' if run.warn else ""
+    rest += f',"devices":{encode(run.devices)}' if run.devices else ""
     # by hand: one encoder less in the life of each job
     return (
         f'{{"op":"go",{run.text},"t":{now!r},"limit_s":{limit},"grace_s":{run.grace_s!r},"mem_mb":{memory},'
         f'"cgroup":{quote(run.cgroup)},"rerun":{quote(run.rerun)},"scratch":{quote(run.scratch)},'
-        f'"sampled":{int(run.sampled)},"remote":{int(run.trampoline)}{devices}{warn}}}'
+        f'"sampled":{int(run.sampled)},"remote":{int(run.trampoline)}{rest}}}'
     )
 
 

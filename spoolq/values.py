@@ -13,7 +13,7 @@ from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
 from spoolq.errors import UsageError
 from spoolq.nodelist import node_names
-from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_seconds
+from spoolq.resources import CPUS, MEM, NAME, UNIT, parse_amount, parse_mb, parse_seconds
 
 Fields = dict[str, Any]  # arguments of Job
 
@@ -34,6 +34,13 @@ def amount_of(name: str, amount: int) -> Fields:
 
 def wants(name: str, read: Callable[[str, str], int]) -> Callable[[str], Fields]:
     return lambda text: amount_of(name, read(text, name))
+
+
+def begin(text: str) -> Fields:
+    from spoolq import begin as room
+
+    room.moment(text, 0.0)
+    return {"begin": text}
 
 
 def gres(text: str) -> Fields:
@@ -91,6 +98,30 @@ def factor(option: str) -> Callable[[str], Fields]:
     return parse
 
 
+def grown(amount: int, by: str) -> int:
+    """
+    More of an amount: `2x` times it, `+500M` beside it, as `--retry-mem` says.
+
+    Raises:
+        UsageError: neither, or no more than before.
+    """
+    text = by.strip().lower()
+    more = 0
+    if text.startswith("+"):
+        more = amount + parse_mb(text[1:], "retry-mem")
+    elif re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?x", text):
+        more = -int(-amount * float(text[:-1]) // UNIT) * UNIT  # whole MB, rounded up
+    more = min(more, MOST)
+    if more <= amount < MOST:
+        raise UsageError(f"retry-mem: {by[:40]!r} is no growth (examples: 2x, 1.5x, +500, +2G)")
+    return more
+
+
+def retry_mem(text: str) -> Fields:
+    grown(1000 * UNIT, text)
+    return {"retry_mem": text.strip().lower()}
+
+
 class Warned(NamedTuple):
     """The signal before the end: its name or number, seconds before, and whether only the first process gets it."""
 
@@ -133,6 +164,35 @@ def path(field: str) -> Callable[[str], Fields]:
         if not text or "\0" in text:
             raise UsageError(f"{field}: must be a path, not {text[:60]!r}")
         return {field: text}
+
+    return parse
+
+
+def files(option: str, field: str) -> Callable[[str], Fields]:
+    def parse(text: str) -> Fields:
+        names = tuple(part.replace("\0", ",") for part in text.replace("\\,", "\0").split(",") if part)
+        if not names or any("\n" in name for name in names):
+            raise UsageError(f"{option}: must name files, not {text[:60]!r} (a comma in a name is written \\,)")
+        return {field: names}
+
+    return parse
+
+
+def stage(option: str, field: str) -> Callable[[str], Fields]:
+    read = files(option, field)
+
+    def parse(text: str) -> Fields:
+        fields = read(text)
+        for item in fields[field]:
+            source, _, target = item.replace("\\:", "").partition(":")
+            inside = target if field == "stage_in" else source  # what is below the scratch directory
+            if not source or inside.startswith("/") or ".." in inside.split("/"):
+                below = "relative to the scratch directory, without `..`"
+                which = "DST" if field == "stage_in" else "SRC"
+                raise UsageError(
+                    f"{option}: {item[:60]!r}: {which} must be {below} (example: {option} data/a.bam:a.bam)"
+                )
+        return fields
 
     return parse
 

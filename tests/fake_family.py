@@ -1,5 +1,6 @@
 """A runner in memory with the daemon's end of the channel: survives the death of daemons, ends jobs at once."""
 
+import copy
 import os
 import time
 from typing import Any
@@ -44,7 +45,7 @@ class FakeRunner:
         ended = {"exit_code": exit_code, "signal": None, "reason": reason, "started": now, "ended": now, "wall_s": 0.0}
         ended |= {"rusage": {"user_s": 0.0}, "measured_by": "wait4"}
         self.jobs[key] |= {"state": "ended", "stage": "over", "ended": ended}
-        self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": ended})
+        self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": dict(ended)})
 
     def handle(self, message: dict[str, Any]) -> None:
         """One message of the daemon."""
@@ -58,7 +59,7 @@ class FakeRunner:
         running = job.get("state") == "running"
         match message["op"]:
             case "hello":
-                jobs = [dict(job) for job in self.jobs.values()]
+                jobs = copy.deepcopy([*self.jobs.values()])  # a daemon that changes them changes its own
                 self.out = [{"op": "known", "version": __version__, "jobs": jobs}]
             case "start" if self.refuses:
                 self.out.append({"op": "refused", "id": key[0], "attempt": key[1], "why": "the lease is over"})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolq import config, elbow, runs, values
+from spoolq import config, elbow, options, runs, values
 from spoolq.entry import Entry
 from spoolq.errors import UsageError
 from spoolq.job import Job
@@ -102,6 +102,27 @@ def test_a_result_says_what_was_asked_for_where_more_was_allowed(reason, detail,
     assert elbow.words(reason, detail, Entry(rank=500, id=1, wants={"mem": 100_000}, limit_s=60)).endswith(said)
 
 
+# --- more memory for a retry
+
+
+@pytest.mark.parametrize(
+    ("text", "mb"), [("2x", 200), ("1.5X", 150), ("+50", 150), ("+1G", 1124), ("1.001x", 101), ("999x", 99900)]
+)
+def test_a_retry_asks_for_more(text, mb):
+    assert mb * 1000 == values.grown(100_000, values.retry_mem(text)["retry_mem"])
+
+
+@pytest.mark.parametrize("text", ["", "2", "1x", "0.5x", "-1x", "+0", "+", "x", "nanx", "2x2"])
+def test_what_is_no_growth_is_refused(text):
+    with pytest.raises(UsageError, match="^retry-mem: "):
+        values.retry_mem(text)
+
+
+def test_without_retries_there_is_none_that_could_ask_for_more():
+    with pytest.raises(UsageError, match="remedy: -r 3 --retry-mem 2x"):
+        options.to_job([("retry-mem", "2x")], ["true"])
+
+
 # --- the signal, as the runner counts it
 
 
@@ -190,6 +211,20 @@ def test_the_factors_of_a_job_and_of_the_site(cluster: Cluster):
     assert "limit 90 MB" in ended["reason"] or "limit of 90 MB" in ended["reason"]
     assert (2, True) == (refused.returncode, "allows (3, set in its spool.toml)" in refused.stderr)
     assert "asked for 60 MB" in cluster.ok("why", str(tight))
+
+
+def test_after_out_of_memory_a_retry_asks_for_more_up_to_the_largest_node(cluster: Cluster):
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
+    cluster.node(mem="200")
+    words = ("sh", "-c", f"echo $SPOOLQ_MEM_MB >&2; exec {sys.executable} -S -c '{BYTES}' 120 4")
+    job_id = cluster.sub("-m", "40", "-r", "2", "--retry-mem", "2x", *words)
+    large = cluster.sub("-m", "150", "-r", "1", "--retry-mem", "3x", *(*words[:2], words[2].replace("120 4", "500 60")))
+
+    ended = cluster.result(job_id)
+    assert ("COMPLETED", 3, 160) == (ended["state"], ended["attempt"], ended["mem_mb"])
+    assert ["40", "80", "160"] == cluster.text(job_id, "stderr").split()
+    ended = cluster.result(large)
+    assert ("OUT_OF_MEMORY", 2, 200) == (ended["state"], ended["attempt"], ended["mem_mb"])
 
 
 def test_a_job_may_outlast_its_time_by_its_own_factor(cluster: Cluster):

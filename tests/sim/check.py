@@ -249,7 +249,8 @@ def _truth(job_id: int, attempt: int, ending: str, truth: dict[tuple[int, int], 
 def growth(trace: list[Event]) -> list[Violation]:
     """What lies about after everything has ended and was swept."""
     left = next((event for event in trace if event[1] == "left"), (0.0, "left", []))
-    clean = not any(event[1] == "fault" for event in trace)
+    # whoever is cut off leaves what it was about: a private file, the `.entry` of a submission that nobody heard of
+    clean = not any(event[1] == "fault" or (event[1] == "power" and event[3] == "off") for event in trace)
     off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     bad = []
     # what daemons were just writing when the run was looked at, such as a heartbeat

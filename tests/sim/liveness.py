@@ -76,16 +76,20 @@ class Calm:
                 self.say("V4", t, token.id, f"its result came {t - max(end, self.began):.0f} s after its end")
 
     def keeps(self, node: str, token: Token) -> list[Token]:
-        """The jobs before this one for which a node keeps a place."""
-        waiting = [other for other, _ in self.queue.values() if other.kept == node]
-        return [other for other in waiting if (other.rank, other.id) < (token.rank, token.id)]
+        """The jobs before this one for which a node keeps a place; among users that take turns also later ones."""
+        waiting = [other for other, _ in self.queue.values() if other.kept == node and other.id != token.id]
+        return [other for other in waiting if other.rank <= token.rank]
 
     def delay(self, t: float, token: Token, node: str) -> None:
         """A claim: does it take, for nobody knows how long, what is kept for another?"""
         for kept in self.keeps(node, token):
+            if kept.id > token.id:
+                continue
             known = max(self.kept_since[kept.id, node], self.began) + WAIT_S / 3
             later = [
-                job.cpus for job, on, since in self.running.values() if on == node and since > known and not job.limited
+                job.cpus
+                for job, on, since in self.running.values()
+                if on == node and since > known and not job.limited and (job.id, job.attempt) not in self.ended
             ]
             if t > known and not token.limited and sum(later) + token.cpus > self.capacity[node] - kept.cpus:
                 self.say("V6", t, kept.id, f"{node} keeps a place for it, and starts {token.id}, which takes that")

@@ -206,6 +206,7 @@ BROKEN = {
     "I12 never ran": ("I12", [*begin(), *rest()]),
     "I12 cancelled by nobody": ("I12", life() + rest(ending="cancelled")),
     "I15 a segment": ("I15", [*life(), *rest()[:-1], (32.0, "left", ["queue/500.000000001/"])]),
+    "I15 a private entry": ("I15", [*life(), *rest()[:-1], (32.0, "left", ["jobs/0/2/.entry"])]),
     "V1 nobody claims": ("V1", [*begin(), (20.0, "calm"), (200.0, "stuck", [])]),
     "V2 not started": ("V2", [*begin(), CLAIM, (20.0, "calm"), (200.0, "stuck", [])]),
     "V3 not decided": (
@@ -229,6 +230,13 @@ BROKEN = {
 def test_the_checker_sees(case):
     rule, trace = BROKEN[case]
     assert rule in rules(trace)
+
+
+def test_what_a_power_loss_cuts_off_may_leave_its_private_files():
+    off = (5.0, "power", "n1", "off")
+    trace = [*life(), off, *rest()[:-1], (32.0, "left", ["jobs/0/2/.entry", "jobs/0/2/.t.1.2.job"])]
+    assert "I15" not in rules(trace)
+    assert "I15" in rules([*trace[:-1], (32.0, "left", ["queue/500.000000001/"])])
 
 
 def test_the_checker_sees_a_rule_never_that_is_run_again():

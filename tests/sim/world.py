@@ -257,11 +257,12 @@ class World:
             for machine in self.machines.values():
                 if machine.gone and not machine.up and any(f"/{machine.name}/" in path for path in left):
                     self._bury_once(machine)
-            held = any(path.startswith("held/") and ",HU" in path for path in left)
+            # begin times too: the clocks of these machines are hours apart
+            held = any(path.startswith("held/") and (",HU" in path or ",HB" in path) for path in left)
             if held or any(",S" in path for path in left):
                 spool = Spool("/spool")
                 for placed in spool.live():
-                    if placed.entry.held == "HU" or placed.entry.suspended:
+                    if placed.entry.held in ("HU", "HB") or placed.entry.suspended:
                         steer.do(spool, placed, steer.release_step)
             if any(path.startswith("held/") and ",HD" in path for path in left):
                 self._kill_hopeless(Spool("/spool"))
