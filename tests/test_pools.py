@@ -1,6 +1,8 @@
 """Pools of the whole cluster: all interleavings of a small world, with listings as old as they may be."""
 
+import contextlib
 import itertools
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolq import config
+import tests.world
+from spoolq import claim, config
 from spoolq.entry import Entry
 from spoolq.errors import Misconfigured
 from spoolq.pack import plan
 from spoolq.pools import Verdict, concerns, holders, judge, taken
 from spoolq.reserve import Node
 from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, admit, explain
+from tests.test_crash_points import explore
 from tests.test_schedule import entry
+from tests.world import World
 
 POOL = "lic"
 
@@ -41,7 +46,7 @@ class State(NamedTuple):
     backs: int  # claims given back that are made once more
 
 
-class World:
+class Model:
     """
     Args:
         wants: of each job. size: of the pool.
@@ -165,7 +170,7 @@ class World:
     [(2, (1, 1), 1, 1), (2, (2, 1, 1), 2, 0), (3, (1, 1, 1), 2, 0)],
 )
 def test_a_pool_is_never_exceeded(nodes, wants, size, moves):
-    states, way = World(nodes, wants, size, moves=moves, backs=int(nodes == 2)).search()
+    states, way = Model(nodes, wants, size, moves=moves, backs=int(nodes == 2)).search()
     print(f"{nodes} nodes, wants {wants} of {size}, {moves} takeovers: {states} states")
     assert [] == way
     assert states > 50
@@ -173,7 +178,7 @@ def test_a_pool_is_never_exceeded(nodes, wants, size, moves):
 
 @pytest.mark.parametrize("wrong", ["stale", "first", "order", "once"])
 def test_each_rule_is_needed(wrong):
-    _, way = World(2, (1, 1), 1, wrong=wrong).search()
+    _, way = Model(2, (1, 1), 1, wrong=wrong).search()
     print(way)
     assert way, f"without {wrong} nothing breaks: the search is blind"
 
@@ -283,3 +288,123 @@ def test_of_two_jobs_for_the_last_of_a_pool_each_node_starts_the_first():
         found, _ = plan(queue, view, [Node(other, view.capacity, view.free)], [])
         started += [e.id for e in found.start]
     assert [1] == started, "job 2 is not for the other node: what one takes of a pool both have less of"
+
+
+# --- the door: claims that wait for certainty
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A spool with one of `lic` for all nodes."""
+    monkeypatch.setattr(tests.world, "POLICY", b"pools = { lic = 1 }\n" + tests.world.POLICY)
+    made = World(str(tmp_path), monkeypatch, ends=False)
+    yield made
+    made.close()
+
+
+def up(world, name="n1", gap_s=0.0):
+    """A node; with a gap as on a network file system."""
+    node = world.up(name, state=f"{world.state}.{name}")
+    node.pending.gap_s = gap_s
+    return node
+
+
+@pytest.fixture
+def states(world):
+    for name in ("n1", "n2"):
+        os.makedirs(f"{world.state}.{name}")
+
+
+WANTS = {"cpus": 1000, "mem": 1000, POOL: 1000}
+
+
+def look(node):
+    """The claims are due now."""
+    for item in node.pending.items:
+        item.due = 0.0
+    node.pending.settle(1.0)
+
+
+def test_a_claim_waits_until_it_is_certain(world, states):
+    node = up(world, gap_s=0.5)
+    job = world.submit(1, wants=WANTS)
+    world.turn(node, "queue")
+
+    assert "running" == world.where(job)[0]
+    assert [] == world.runner.starts
+    assert (0, 1000) == (claim.free(node)[POOL], claim.free(node)["cpus"]), "what it wants is not lent again"
+    world.turn(node, "queue", "beat", "control")
+    assert [] == world.runner.starts, "not before a listing that begins half a second later, nor taken for a ghost"
+    look(node)
+    assert [] == world.runner.starts, "one listing is not enough"
+    look(node)
+    assert [(job, 1)] == world.runner.starts
+    assert [] == node.pending.items
+
+
+def test_too_many_at_once_and_the_later_gives_back(world, states):
+    first, second = up(world, "n1", 0.5), up(world, "n2", 0.5)
+    ids = [world.submit(1, wants=WANTS), world.submit(1, wants=WANTS)]
+    for node, keep in ((second, ids[1]), (first, ids[0])):  # each has seen only its own
+        node.candidates = [at for at in node.queue.look() if at.entry.id == keep]
+        claim.start_one(node, node.candidates.pop())
+    look(second)
+    look(first)
+    look(first)
+    assert [] == world.runner.starts
+    assert "running" == world.where(ids[0])[0]
+    look(second)
+    assert "queue" == world.where(ids[1])[0]
+    assert 0 == claim.free(second)[POOL], "it does not try again at once"
+    look(first)
+    look(first)
+    assert [(ids[0], 1)] == world.runner.starts
+
+
+def test_a_daemon_that_dies_or_stops_meanwhile_leaves_it_to_others(world, states):
+    job = world.submit(1, wants=WANTS)
+    dead = up(world, gap_s=0.5)
+    world.turn(dead, "queue")
+    assert "running" == world.where(job)[0]
+    node = up(world)  # the next daemon of the same node: gives it back, and claims it anew
+    assert "queue" == world.where(job)[0]
+    world.turn(node, "queue")
+    assert [(job, 1)] == world.runner.starts
+
+    other = world.submit(1, wants={"cpus": 1000, "mem": 1000})
+    world.turn(node, "queue")
+    assert (other, 1) in world.runner.starts
+
+
+def test_a_daemon_that_is_told_to_stop_gives_its_claims_back(world, states):
+    job = world.submit(1, wants=WANTS)
+    node = up(world, gap_s=0.5)
+    world.turn(node, "queue")
+    node.close()
+    assert "queue" == world.where(job)[0]
+
+
+def test_a_spool_that_is_away_starts_nothing(world, states):
+    """Where nothing is mounted every directory is empty, also our own."""
+    job = world.submit(1, wants=WANTS)
+    node = up(world, gap_s=0.5)
+    world.turn(node, "queue")
+    os.rename(world.root, world.root + ".away")
+    os.makedirs(world.root)
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            look(node)
+    assert [] == world.runner.starts
+    os.rmdir(world.root)
+    os.rename(world.root + ".away", world.root)
+    look(node)
+    look(node)
+    assert [(job, 1)] == world.runner.starts
+
+
+def test_a_daemon_dies_at_every_call(tmp_path, monkeypatch):
+    """Claim, list, start, finish of a job that takes the whole pool, and of the next."""
+    monkeypatch.setattr(tests.world, "POLICY", b"pools = { lic = 1 }\n" + tests.world.POLICY)
+    points = explore(tmp_path, monkeypatch, lambda w: w.submit(2, wants=WANTS), lambda w: w.serve())
+    print(f"pools: {points} crash points")
+    assert points > 50
