@@ -249,7 +249,10 @@ def test_why_a_job_waits_for_a_pool(cluster: Cluster):
     assert "COMPLETED" == cluster.result(other)["state"], "who takes nothing of the pool waits for nobody"
     cluster.until(lambda: os.path.exists(cluster.home(third, "why/n2")), "n2 says why")
     assert "queue" == cluster.place(third), "the pool is kept for the one that came first"
-    assert "matlab 2/3" in cluster.ok("nodes")
+    assert "\npools: matlab 2/3\n" in cluster.ok("nodes")
+    (node,) = json.loads(cluster.ok("nodes", "n2", "--json"))["nodes"]
+    assert {"matlab": {"taken": 2.0, "size": 3.0}} == node["pools"]
+    assert {"cpus", "mem"} == set(node["capacity"]), "nobody's own"
     refused = cluster.spoolq("sub", "-g", "matlab:4", "true")
     assert "needs 4 matlab, and no node has more than 3 matlab" in refused.stderr
     touch(go)

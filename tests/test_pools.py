@@ -408,3 +408,24 @@ def test_a_daemon_dies_at_every_call(tmp_path, monkeypatch):
     points = explore(tmp_path, monkeypatch, lambda w: w.submit(2, wants=WANTS), lambda w: w.serve())
     print(f"pools: {points} crash points")
     assert points > 50
+
+
+jobs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8)  # cpus and licences of each
+
+
+@given(jobs, st.lists(st.integers(0, 4), min_size=1, max_size=3), st.integers(0, 4))
+def test_nodes_that_know_the_same_do_not_plan_more_of_a_pool_than_there_is(queue, cpus, left):
+    entries = [entry(i + 1, cpus=n, **({POOL: licences} if licences else {})) for i, (n, licences) in enumerate(queue)]
+    nodes = [
+        Node(f"n{i}", {"cpus": 4000, POOL: 4000}, {"cpus": n * 1000, POOL: left * 1000}) for i, n in enumerate(cpus)
+    ]
+    starts = []
+    for node in nodes:
+        view = NodeView(name=node.name, capacity=node.capacity, free=node.free, pools=frozenset([POOL]))
+        found, _ = plan(entries, view, [other for other in nodes if other is not node], [])
+        assert taken(found.start, {POOL: 4000})[POOL] <= left * 1000
+        told = {e.id for e, _ in found.blocked} | {e.id for e in found.rest}
+        assert told == {e.id for e in entries} - {e.id for e in found.start}, "each has a reason, or waits to be told"
+        starts += found.start
+    assert len(starts) == len({e.id for e in starts})
+    assert taken(starts, {POOL: 4000})[POOL] <= left * 1000
