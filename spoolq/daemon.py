@@ -103,7 +103,7 @@ class Daemon(Agenda):
         self.last_work = host.boottime()
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
-        self.queue, self.begins, self.pending, self.notes = Queue(self), Due(self), Pending(self), lessons.Notes()
+        self.queue, self.begins, self.pending = Queue(self), Due(self), Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
