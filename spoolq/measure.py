@@ -90,7 +90,7 @@ def relieve(daemon: "Daemon", now: float) -> None:
 def holder(live: Live) -> Holder:
     """A job as `overload` sees it."""
     entry = live.at.entry
-    return Holder(entry.id, entry.rank, entry.wants.get(CPUS, 0), entry.suspended, entry.aside)
+    return Holder(entry.id, entry.rank, live.holds.get(CPUS, 0), entry.suspended, entry.aside)
 
 
 def carry_out(daemon: "Daemon", live: Live, step: Step, why: str) -> None:

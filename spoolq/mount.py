@@ -42,7 +42,10 @@ def kinds() -> dict[str, str]:
 
 def here_alone(directory: str, root: str) -> bool:
     """Whether the spool comes over a network, and a directory does not."""
-    own, shared = os.stat(directory).st_dev, os.stat(root).st_dev
+    try:
+        own, shared = os.stat(directory).st_dev, os.stat(root).st_dev
+    except OSError:
+        return False
     if own == shared or os.major(shared):  # a disk of this machine: its nodes are here too, or it is the server
         return False
     known = kinds()

@@ -9,16 +9,16 @@ at most MOST_FILES.
 """
 
 import contextlib
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import begin, constraint, devices, roster, schedule
+from spoolq import begin, constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
-from spoolq.precedence import Precedence
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
@@ -27,12 +27,14 @@ from spoolq.spool import Placed, Spool
 
 if TYPE_CHECKING:
     from spoolq.parents import Parents
+    from spoolq.precedence import Precedence
 
 MOST_FILES = 100
+_LIMITED = re.compile(r"^\s*max_(?:running|cpus)\s*=", re.MULTILINE)
 _GONE = ("stopped", "dead", "silent", "new")
 
 
-def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
+def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] = ()) -> NodeView:
     """
     A node as `schedule` sees it.
 
@@ -41,15 +43,22 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     """
     capacity = node.amounts("capacity")
     held = {placed.entry.id: holds(node, placed.entry) for placed in running}
+    shared = node.facts.get("pools")
+    size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
+    using = pools.holders((placed.entry for placed in everywhere), size)
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
     }
+    for name in size:
+        foreign[name] = max(0, pools.taken(using.values(), size)[name] - add(*held.values()).get(name, 0))
+    others = {e.id: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()}
     return NodeView(
         name=node.name,
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
-        held=held,
+        held={**others, **held},
+        pools=frozenset(size),
         labels=constraint.sound(node.facts.get("labels")),
         devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
@@ -58,6 +67,20 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         busy=node.busy,
         idle_load=node.idle_load,
     )
+
+
+def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | None:
+    """(taken, size) of what all nodes share, by the largest size that one says; None if there is nothing."""
+    size: dict[str, int] = {}
+    for node in nodes:
+        said, capacity = node.facts.get("pools"), node.amounts("capacity")
+        for name in said if isinstance(said, list) else ():
+            size[name] = max(size.get(name, 0), capacity.get(name, 0))
+    if not size:
+        return None
+    everywhere = [at for name in spool.nodes() for top in ("running", "reaping") for at in spool.on_node(name, top)]
+    using = pools.holders((at.entry for at in everywhere), size)
+    return pools.taken(using.values(), size), size
 
 
 def lends(node: Seen, entry: Entry) -> Amounts:
@@ -76,10 +99,11 @@ def holds(node: Seen, entry: Entry) -> Amounts:
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
     """The nodes that may be expected to take jobs some time."""
     on: dict[str, list[Placed]] = {}
+    live = [placed for placed in live if placed.top in ("running", "reaping")]
     for placed in live:
         if placed.top == "running":
             on.setdefault(placed.node, []).append(placed)
-    return [view_of(node, on.get(node.name, [])) for node in nodes if node.state not in _GONE]
+    return [view_of(node, on.get(node.name, []), live) for node in nodes if node.state not in _GONE]
 
 
 def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
@@ -99,10 +123,23 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
-        self.precedence = Precedence(spool, nodes, self.views, live)
+        self._live = live
         self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
         self._parents: Parents | None = None
+
+    @cached_property
+    def precedence(self) -> "Precedence":
+        """Who comes before whom; its rooms cost a command some milliseconds, and are rarely needed."""
+        from spoolq.precedence import Precedence
+
+        return Precedence(self.spool, self.nodes, self.views, self._live)
+
+    @cached_property
+    def _asked(self) -> "Precedence | None":
+        """The same, if a place is kept for somebody or users are limited."""
+        kept = any(at.top == "queue" and at.entry.other for at in self._live)
+        return self.precedence if kept or _LIMITED.search(self.spool.text) else None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -128,7 +165,12 @@ class Outlook:
             return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
+        key = (
+            tuple(entry.wants.items()),
+            entry.held,
+            begin.begins(entry),
+            *(self._asked.key(entry) if self._asked else ()),
+        )
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
@@ -139,7 +181,7 @@ class Outlook:
             return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
-        if reason := self.precedence.limit(entry):
+        if self._asked and (reason := self._asked.limit(entry)):
             return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
@@ -167,7 +209,8 @@ class Outlook:
         return {view.name: self._on(view, entry, terms) for view in self.views}
 
     def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
-        return schedule.explain(entry, view, terms) or self.precedence.keeps(view.name, entry)
+        found = schedule.explain(entry, view, terms)
+        return found if found or not self._asked else self._asked.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolq.begin import begins
 from spoolq.entry import HELD, RERUN_WORDS, Entry
 from spoolq.history import Record, efficiency
 from spoolq.reason import Reason
@@ -281,6 +282,7 @@ def job_json(row: JobRow) -> dict[str, Any]:
         "elapsed_s": row.elapsed_s,
         "rerun": RERUN_WORDS[entry.rerun],
         "held": HELD.get(entry.held),
+        "begin": begins(entry),
         "ending": entry.ending,
     }
 
@@ -303,7 +305,7 @@ def node_lines(
                 (row.state, _NODE_COLOURS.get(row.state, "yellow")),
                 f"{show_amount(held.get(CPUS, 0))}/{show_amount(view.capacity.get(CPUS, 0))}",
                 f"{show_mb(held.get(MEM, 0)) if held.get(MEM) else 0}/{show_mb(view.capacity.get(MEM, 0))}",
-                others(held, view.capacity) or "-",
+                others(held, {name: size for name, size in view.capacity.items() if name not in view.pools}) or "-",
                 "-" if row.load is None else f"{row.load:.2f}",
                 str(len(view.held)),
                 "-" if row.beat_age_s is None else f"{row.beat_age_s:.0f}s",

@@ -122,6 +122,31 @@ def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(cluster: Cluste
     assert "ran\n" == cluster.text(job)
 
 
+def test_a_warning_to_the_first_process_reaches_the_command(cluster: Cluster):
+    configure(cluster, '[node]\nepilog = "/bin/true"\n')
+    cluster.node()
+    line = "trap 'echo warned; exit 0' USR1; while :; do sleep 0.05; done"
+    job = cluster.sub("-t", "1h", "--signal", "B:USR1@3597", "sh", "-c", line)
+
+    assert "COMPLETED" == cluster.result(job)["state"]
+    assert "warned\n" == cluster.text(job)
+
+
+def test_a_job_that_is_killed_in_its_prolog_blames_nobody(cluster: Cluster):
+    mark = f"{cluster.base}/m"
+    prolog = program(cluster, "prolog", f"touch {mark}; sleep 99")
+    epilog = program(cluster, "epilog", f"touch {mark}.epilog")
+    configure(cluster, f'[node]\nprolog = "{prolog}"\nepilog = "{epilog}"\n')
+    cluster.node()
+    job = cluster.sub("touch", f"{mark}.ran")
+    cluster.running(job, mark)
+    cluster.ok("kill", str(job))
+
+    assert "CANCELLED" == cluster.result(job)["state"]
+    assert (True, False) == (os.path.exists(f"{mark}.epilog"), os.path.exists(f"{mark}.ran"))
+    assert not os.path.exists(f"{cluster.root}/nodes/n1/drain")
+
+
 def test_a_prolog_may_blame_the_job(cluster: Cluster):
     configure(cluster, f'[node]\nprolog = "{program(cluster, "prolog", "exit 100")}"\n')
     cluster.node()
@@ -194,6 +219,32 @@ hook_s = 0.3
         text for text in read(log).splitlines() if "submit 3" in text or "submit 4" in text
     ]
     assert "never" not in read(log)
+
+
+def test_a_node_that_leaves_has_run_its_hooks(cluster: Cluster):
+    """More than run at once: the others wait, and the node for them."""
+    log = f"{cluster.base}/log"
+    configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", f"sleep 0.2; echo x >>{log}")}"\n')
+    cluster.ok("sub", "-c", "0.1", "--each-line", "-", stdin="true\n" * 20)
+    assert 0 == cluster.node("n1", 2, "--once").wait(timeout=60)
+    assert 20 == len(read(log).splitlines())
+
+
+def test_a_hook_hears_of_a_job_that_was_lost_with_its_node(cluster: Cluster):
+    log, mark = f"{cluster.base}/log", f"{cluster.base}/m"
+    configure(
+        cluster, f'[hooks]\non_fail = ["{program(cluster, "hook", f"echo $SPOOLQ_JOB_ID $SPOOLQ_STATE >>{log}")}"]\n'
+    )
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
+    cluster.node("n2")
+    job = cluster.sub("--rerun", "never", "sh", "-c", f"touch {mark}; sleep 600")
+    cluster.running(job, mark)
+    cluster.close()
+    cluster.node("n1")
+    cluster.ok("node-dead", "n2", "--certain")
+    cluster.until(lambda: read(log), "the hook ran")
+
+    assert f"{job} NODE_FAIL\n" == read(log)
 
 
 def test_what_a_hook_prints_is_in_the_log_of_the_node(cluster: Cluster):

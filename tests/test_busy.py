@@ -120,7 +120,7 @@ def test_a_job_waits_for_a_gpu_that_somebody_else_uses(cluster: Cluster, killed)
     assert "COMPLETED" == cluster.result(one)["state"]
     both = cluster.sub("-c", "1", "-G", "2", "true")
     cluster.until(lambda: "DeviceBusyOutside" in cluster.ok("why", str(both)), "the reason")
-    assert "gpu 1 in use outside spoolq" in cluster.ok("why", str(both))
+    assert "gpu 1 used outside spoolq" in cluster.ok("why", str(both))
     assert {"gpu": [1]} == cluster.facts("n1")["busy"]
     killed[0].kill()
     killed[0].wait()

@@ -235,7 +235,7 @@ def test_devices_that_others_use_are_named():
     assert None is explain(entry(gpu=1), view)
     assert explain(entry(gpu=2), view) == Reason(
         "DeviceBusyOutside",
-        "needs 2 gpu, 1 of 4 free as measured; 3 gpu not held by jobs; gpu 0, gpu 3 in use outside spoolq",
+        "needs 2 gpu, 1 of 4 free as measured; 3 gpu not held by jobs; gpu 0, gpu 3 used outside spoolq",
     )
 
 
