@@ -44,7 +44,7 @@ class Parents:
         if parent in self._fates:
             return self._fates[parent]
         if done := self._done(parent):
-            found = fate_of(done)
+            found = self._of_parts(id_of(parent)) if done.entry.chunk else fate_of(done)
         elif self.sure or condition.kind == STARTED:
             found = self._find(parent)
         else:
@@ -57,6 +57,15 @@ class Parents:
         if group not in self._groups:
             self._groups[group] = {at.entry.id: at for at in self.spool.done(group)}
         return self._groups[group].get(id_of(parent))
+
+    def _of_parts(self, job_id: int) -> Fate:
+        """A job of several entries, some of which have ended: it has when none is left that has not."""
+        for _ in range(2):  # one that is run again moves against the direction of the look
+            if left := [at for at in self.spool.live() if at.entry.id == job_id]:
+                return fate_of(left[0])._replace(started=True)
+        parts = [at for at in self.spool.done(job_id // HOMES) if at.entry.id == job_id]
+        bad = [at for at in parts if at.state is not State.COMPLETED]
+        return fate_of([*bad, *parts][0]) if parts else self._find(str(job_id))
 
     def _find(self, parent: str) -> Fate:
         job_id = id_of(parent)
