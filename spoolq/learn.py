@@ -84,7 +84,9 @@ def _program(words: list[str], depth: int) -> list[str]:
     if program in _SHELLS and len(rest) > 1 and rest[0].startswith("-") and rest[0].endswith("c") and depth:
         return _program(rest[1].split(), depth - 1) or [program]
     plain = [word for word in rest if not word.startswith("-")]
-    if program in _SHELLS or program.rstrip("0123456789.") in _INTERPRETERS:
+    plain_name = program.rstrip("0123456789.")  # python3.11 is python
+    if program in _SHELLS or plain_name in _INTERPRETERS:
+        program = plain_name
         if rest[:1] == ["-m"] and len(rest) > 1:
             return [program, rest[1]]
         inline = rest[:1] in (["-c"], ["-e"])

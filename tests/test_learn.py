@@ -42,7 +42,7 @@ POLICY = config.parse_policy(b'format = 1\nuuid = "1-2"\nname = "lab"\n', "spool
         ("make -j4", "make"),
         ("make test", "make test"),
         ("/opt/bwa-0.7/bwa mem -t 4 ref.fa x.fq", "bwa mem"),
-        ("python3.11 train.py --lr 0.1", "python#.# train.py"),
+        ("python3.11 train.py --lr 0.1", "python train.py"),
         ("python -m pytest -q", "python pytest"),
         ("python -c 'print(1)'", "python -c"),
         ("./sim_17 a b", "sim_#"),
