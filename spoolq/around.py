@@ -16,9 +16,11 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spoolq import hook
+from spoolq import deliver, hook
 from spoolq.config import Settings
+from spoolq.fsops import Answer
 from spoolq.local import KEPT
+from spoolq.resources import UNIT
 from spoolq.state import of_ending
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from spoolq.entry import Entry
     from spoolq.job import Job
     from spoolq.live import Live
+    from spoolq.spool import Placed
 
 log = logging.getLogger("spoolq")
 
@@ -95,7 +98,10 @@ class Around:
             "scratch": scratch,
             "own_scratch": scratch != message["scratch"],
             "kept": f"spoolq-job-{entry.id}.{entry.attempt}{KEPT}",
+            # the number of a signal that comes to the first process alone, which is the shepherd
+            "first": message["warn"][0] if message.get("warn") and message["warn"][2] else 0,
             "stage_in": job.stage_in,
+            "cache": self._cache(message["scratch"]),
             "stage_out": job.stage_out,
             "inputs": job.inputs,
             "targets": job.targets,
@@ -110,6 +116,12 @@ class Around:
         message["argv"], message["program"] = command(self.path(key)), sys.executable
         if message["mem_mb"] is not None:
             message["mem_mb"] += SHEPHERD_MB
+
+    def _cache(self, scratch: str) -> tuple[str, int] | None:
+        """Where copies of staged files stay, and how many bytes; None if the site wants none."""
+        size = (self.settings.stage_cache or 0) // UNIT << 20
+        top = os.path.expanduser(self.settings.scratch) or os.path.dirname(os.path.dirname(scratch))
+        return (f"{top}/spoolq-cache-{os.getuid()}", size) if size else None
 
     # --- after
 
@@ -216,9 +228,19 @@ class Around:
         self.forget((entry.id, entry.attempt))
         if item.requeue or item.late or not (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
             return
-        state = of_ending(item.ending).name
-        facts = {**hook.of_job(entry, item.job), "NODE": self.node, "STATE": state, "SIGNAL": item.ended.get("signal")}
-        facts |= {"EXIT_CODE": item.ended.get("exit_code"), "REASON": item.ended.get("detail") or None}
+        self._announce(entry, item.job, item.ending, item.ended)
+
+    def end(self, daemon: "Daemon", at: "Placed", ending: str, detail: str) -> Answer:
+        """End a job that does not run, or whose end nobody saw; see `deliver.finish_unstarted`."""
+        answer = deliver.finish_unstarted(daemon.spool, at, ending, detail, daemon.node)
+        if answer is Answer.WON and (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
+            self._announce(at.entry, deliver.read_job(daemon.spool, at.entry.id), ending, {"detail": detail})
+        return answer
+
+    def _announce(self, entry: "Entry", job: "Job | None", ending: str, ended: dict[str, Any]) -> None:
+        state = of_ending(ending).name
+        facts = {**hook.of_job(entry, job), "NODE": self.node, "STATE": state, "SIGNAL": ended.get("signal")}
+        facts |= {"EXIT_CODE": ended.get("exit_code"), "REASON": ended.get("detail") or None}
         self.hooks.tell(hook.END, facts)
         if hook.failed(state):
             self.hooks.tell(hook.FAIL, facts)

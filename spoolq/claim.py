@@ -16,7 +16,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import busy, home, host, lend, recover, schedule
+from spoolq import busy, elbow, home, host, lend, recover, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
@@ -154,7 +154,11 @@ def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
         return None
     job = ready.job
     return schedule.Conditions(
-        nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint, missing=ready.missing
+        nodelist=job.nodelist,
+        exclude=job.exclude,
+        constraint=job.constraint,
+        missing=ready.missing,
+        time_factor=elbow.time_factor(job, daemon.policy) if job.time_factor else 0.0,
     )
 
 

@@ -53,6 +53,13 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "idle_load", k.number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
     Key("policy", "overload_suspend", k.boolean, False, "jobs step aside while others take their cpus; see overload_s"),
     Key("limits", "overload_s", k.number(0, 86400), 30, "overload, or its end, must last so long"),
+    Key(
+        "policy",
+        "local_cwd",
+        k.choice("ignore", "warn", "refuse", "stage"),
+        "warn",
+        "if nodes do not see where you are",
+    ),
     Key("policy", "plugins", k.boolean, False, "ask plugins of spoolq.profile at submission too (see docs/plugins.md)"),
     Key("limits", "settle_s", k.number(0, 86400), 10, "a dropped file must stay the same for so long"),
     Key("limits", "grace_s", k.number(0, 86400), 10, "from SIGTERM to SIGKILL"),
@@ -66,6 +73,7 @@ KEYS: tuple[Key, ...] = (
         10,
         "before the first retry of a failure; each further waits twice as long",
     ),
+    Key("limits", "stage_mb", k.number(0), 100, 'the largest directory that local_cwd = "stage" copies'),
     Key("limits", "profile_s", k.number(0.05, 60), 2, "a profile.py that takes longer refuses the job"),
     Key("limits", "max_attempts", lambda n: int(k.number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(k.number(0)(mb)), 100, "refuse jobs when the spool has less room"),
@@ -80,6 +88,7 @@ SETTINGS = (
     Key("node", "device_files", k.device_files, None, 'by which use outside spoolq is seen: { gpu = "/dev/nvidia%d" }'),
     Key("node", "devices", check_devices, None, "what else jobs may ask for, by its ids: { gpu = 2 }"),
     Key("node", "scratch", k.path, None, "where jobs that stage have their files; default $TMPDIR"),
+    Key("node", "stage_cache", k.amount(parse_mb, MEM), None, "MB of staged files that stay here; default none"),
     Key("node", "path_map", k.path_map, None, "paths that are called otherwise on this node"),
     Key("node", "wrapper", k.words, None, "put before the words of every command"),
     Key("node", "prolog", k.words, None, "run before each command, as the job"),
@@ -117,6 +126,7 @@ class Policy(NamedTuple):
     max_running: int | None
     max_cpus: int | None
     drop_any_owner: bool
+    local_cwd: str
     plugins: bool
     mem_factor: float
     time_factor: float
@@ -132,6 +142,7 @@ class Policy(NamedTuple):
     fence_s: float
     dead_s: float
     retry_s: float
+    stage_mb: float
     profile_s: float
     max_attempts: int
     min_free_mb: int
@@ -158,6 +169,7 @@ class Settings(NamedTuple):
     device_files: Mapping[str, str] = MappingProxyType({})
     devices: Kinds = MappingProxyType({})
     scratch: str = ""
+    stage_cache: int | None = None
     path_map: Mapping[str, str] = MappingProxyType({})
     wrapper: tuple[str, ...] = ()
     prolog: tuple[str, ...] = ()

@@ -119,7 +119,7 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
         return Verdict.DONE
     answer = Answer.WON
     if verb == "kill":
-        answer = deliver.finish_unstarted(daemon.spool, at, "cancelled", "cancelled by its user", daemon.node)
+        answer = daemon.around.end(daemon, at, "cancelled", "cancelled by its user")
     elif verb == "suspend" and at.top == "queue":
         answer, _ = daemon.spool.hold(at)
     elif verb == "edit" and (changes := changes_of(at.entry, request)):

@@ -88,10 +88,9 @@ class Daemon(Agenda):
         self.sure = self.troubled = self.incomplete = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
-        self.launcher = Launcher(
-            spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds, path_map=settings.path_map
-        )
-        self.scratch, self.gauge = Scratch(state_dir), Gauge(policy.overload_s)
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
+        self.launcher.path_map = settings.path_map
+        self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
         self.device_files = dict(device_files or {})
         self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int, Live] = {}
@@ -233,7 +232,7 @@ class Daemon(Agenda):
         nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended:
             nearest = min(nearest, self._due.get("deliver", 0.0))
-        if self.placement.others and self._due.get("news", 0.0) > now:
+        if self.placement.matters and self._due.get("news", 0.0) > now:
             nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
@@ -251,7 +250,7 @@ class Daemon(Agenda):
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
-        return over and self.dependents.caught_up()
+        return over and self.dependents.caught_up() and not self.around.busy
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""

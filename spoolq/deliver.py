@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import fsops, history, home, result, stored
+from spoolq import fsops, history, home, paths, result, stored
 from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -66,7 +66,8 @@ class Finished:
 def read_job(spool: Spool, job_id: int) -> Job | None:
     """The job file, or None if it is gone or unreadable: a job that ran still gets its result."""
     try:
-        return stored.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
+        job = stored.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
+        return paths.job_here(job, {}, spool.root)
     except (OSError, SpoolqError):
         return None
 

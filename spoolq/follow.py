@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import awaiting, home, options, patience, reason, request, submit, where
+from spoolq import awaiting, home, mount, options, patience, reason, request, submit, where
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
 from spoolq.tail import STDERR, STDOUT, Following, Stream
@@ -115,7 +115,7 @@ class Foreground:
         self.found, self.spool, self.id, self.stopped = found, found.spool, placed.entry.id, stopped
         patience.so_far(lambda: f"job {self.id} may go on")
         patience.endure()
-        job = asked.job
+        job, self.chdir = asked.job, asked.job.chdir
         shown = [] if job.output is not None else ["stdout"] if job.error is not None else ["stdout", "stderr"]
         streams = [Stream(self.spool, self.id, name, STREAMS[name]) for name in shown]
         self.following = Following(self.spool, self.id, streams)
@@ -133,6 +133,7 @@ class Foreground:
                 outcome = self.following.look()
                 if outcome is not None:
                     awaiting.tell(self.spool, outcome)
+                    mount.bring_back(self.found, self.id, self.chdir)
                     return outcome.code
                 if self.stopped.number is not None:
                     return self.stop(128 + self.stopped.number)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spoolq.mount import REMOTE
 from spoolq.resources import CPUS, MEM, UNIT, show_amount, show_mb
 from spoolq.smooth import smoothed
 
@@ -27,11 +28,6 @@ Finding = tuple[str, str, str, str]  # level (ok, warning, error), what, text, r
 FRESH_S = 0.2  # for so long a reading of available memory is used again
 KB, MB = 1024, 1 << 20
 
-# a fuse file system is taken for remote, but for those that show local disks
-_REMOTE = re.compile(
-    r"nfs4?|cifs|smb3|smbfs|9p|lustre|gpfs|ceph|glusterfs|beegfs|afs|ocfs2|gfs2|pvfs2|coda|autofs"
-    r"|fuse\.(?!(?:fuse-overlayfs|lxcfs|squashfuse|snapfuse|ntfs-3g|ext4)$).*"
-)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,7 +45,7 @@ class FileSystem:
     @property
     def remote(self) -> bool:
         """Whether it comes over a network, and so may hang or lie."""
-        return _REMOTE.fullmatch(self.kind) is not None
+        return REMOTE.fullmatch(self.kind) is not None
 
 
 def _read(path: str) -> str:

@@ -67,7 +67,6 @@ class Launcher:
         state_dir: str,
         groups: str | None = None,
         kinds: Kinds = NO_KINDS,
-        path_map: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """
         Nothing is read yet.
@@ -76,10 +75,9 @@ class Launcher:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
             kinds: the devices of this node that are told apart.
-            path_map: paths that are called otherwise on this node.
         """
         self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
-        self.path_map = path_map
+        self.path_map: Mapping[str, str] = {}  # paths that are called otherwise on this node
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}

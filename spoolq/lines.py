@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from spoolq import options, patience, profile, request, script, where
+from spoolq import mount, options, patience, profile, request, script, where
 from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Pair, Parsed
@@ -40,6 +40,7 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
         if runs and show_check(runs[0].job, found.spool, as_json="json" in parsed.flags):
             raise RequestError("no known node could ever run any of these")
         return []
+    mount.heed(found, job, many=True)
     first = runs[:1]
     runs = [some._replace(job=estimated(some.job, found, some.commands, warn=[some] == first)) for some in runs]
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)

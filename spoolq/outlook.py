@@ -9,6 +9,7 @@ at most MOST_FILES.
 """
 
 import contextlib
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING
 from spoolq import begin, constraint, devices, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
-from spoolq.precedence import Precedence
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
@@ -27,8 +27,10 @@ from spoolq.spool import Placed, Spool
 
 if TYPE_CHECKING:
     from spoolq.parents import Parents
+    from spoolq.precedence import Precedence
 
 MOST_FILES = 100
+_LIMITED = re.compile(r"^\s*max_(?:running|cpus)\s*=", re.MULTILINE)
 _GONE = ("stopped", "dead", "silent", "new")
 
 
@@ -99,10 +101,23 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
-        self.precedence = Precedence(spool, nodes, self.views, live)
+        self._live = live
         self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
         self._parents: Parents | None = None
+
+    @cached_property
+    def precedence(self) -> "Precedence":
+        """Who comes before whom; its rooms cost a command some milliseconds, and are rarely needed."""
+        from spoolq.precedence import Precedence
+
+        return Precedence(self.spool, self.nodes, self.views, self._live)
+
+    @cached_property
+    def _asked(self) -> "Precedence | None":
+        """The same, if a place is kept for somebody or users are limited."""
+        kept = any(at.top == "queue" and at.entry.other for at in self._live)
+        return self.precedence if kept or _LIMITED.search(self.spool.text) else None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -128,7 +143,12 @@ class Outlook:
             return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held, begin.begins(entry), *self.precedence.key(entry))
+        key = (
+            tuple(entry.wants.items()),
+            entry.held,
+            begin.begins(entry),
+            *(self._asked.key(entry) if self._asked else ()),
+        )
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
@@ -139,7 +159,7 @@ class Outlook:
             return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
-        if reason := self.precedence.limit(entry):
+        if self._asked and (reason := self._asked.limit(entry)):
             return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
@@ -167,7 +187,8 @@ class Outlook:
         return {view.name: self._on(view, entry, terms) for view in self.views}
 
     def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
-        return schedule.explain(entry, view, terms) or self.precedence.keeps(view.name, entry)
+        found = schedule.explain(entry, view, terms)
+        return found if found or not self._asked else self._asked.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""

@@ -147,7 +147,7 @@ def share(
         here = me.name in roomy
         terms = conditions(entry) if entry.more or here else ANYWHERE
         able = walk.able(entry, roomy, terms)
-        if here and (kept := walk.bars(entry, me.name)):
+        if here and (kept := walk.bars(entry, me.name, terms)):
             withheld.append((entry, kept_for(me.name, kept)))
         if not able:
             if terms is not None:
@@ -165,7 +165,7 @@ def share(
                 first = me.name
         if first == me.name:
             start.append(entry)
-        walk.give(entry, first)
+        walk.give(entry, first, terms)
         shared += 1
         if shared == DEPTH:
             break
@@ -192,10 +192,14 @@ class _Walk:
         """The nodes that have room for it, reservations aside."""
         return [name for name, free in self.free.items() if fits(wants, free)]
 
-    def bars(self, entry: Entry, name: str) -> Window | None:
+    def elbow_of(self, terms: Conditions | None) -> float:
+        """By what factor a job may outlast its time limit."""
+        return (terms.time_factor if terms else 0.0) or self.elbow
+
+    def bars(self, entry: Entry, name: str, terms: Conditions | None) -> Window | None:
         """The reservation, of a job that comes before it, that keeps it from starting on a node."""
         kept = self.windows.get(name) if not entry.parent else None  # somebody may wait for it with his part of a node
-        return kept if kept and not kept.lets(entry, self.elbow) else None
+        return kept if kept and not kept.lets(entry, self.elbow_of(terms)) else None
 
     def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:
         """(emptiness, name) of those that may take it, the preferred first."""
@@ -206,19 +210,19 @@ class _Walk:
         found = [
             (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
             for name in roomy
-            if not (terms.missing and name == self.me.name) and not self.bars(entry, name)
+            if not (terms.missing and name == self.me.name) and not self.bars(entry, name, terms)
         ]
         found.sort(key=lambda pair: (self.sign * pair[0], pair[1]))
         return found
 
-    def give(self, entry: Entry, name: str) -> None:
+    def give(self, entry: Entry, name: str, terms: Conditions | None) -> None:
         """It goes there."""
         free = self.free[name]
         for what, amount in entry.wants.items():
             free[what] = free.get(what, 0) - amount
         if kept := self.windows.get(name):
-            kept.take(entry, self.elbow)
-        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow
+            kept.take(entry, self.elbow_of(terms))
+        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow_of(terms)
         self.given[name].append(Task(entry.wants, left_s, young=True))
 
     def keep_place(self, entry: Entry, terms: Conditions) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spoolq import host, pack, roster, schedule
+from spoolq import elbow, host, pack, roster, schedule
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.lease import LATE, Watch, observe
@@ -116,8 +116,13 @@ class Placement:
         return {"tasks": [[dict(task.wants), None if task.left_s is None else int(task.left_s)] for task in tasks]}
 
     def news(self) -> bool:
-        """Whether something changed that others, if there are any, should know before the next beat."""
-        return bool(self.others) and self._state() != self._told
+        """Whether something changed that should be known before the next beat."""
+        return self.matters and self._state() != self._told
+
+    @property
+    def matters(self) -> bool:
+        """Whether what runs here matters to anybody: others that plan, or a user whose job has its place kept here."""
+        return bool(self.others or self.since)
 
     def _state(self) -> object:
         live = self.daemon.live.values()
@@ -125,12 +130,12 @@ class Placement:
 
     def tasks(self, now: float, kept_since: float) -> list[Task]:
         """What runs here; `young` is what began since then (0: nothing)."""
-        factor = self.daemon.policy.time_factor
         found = []
         for live in self.daemon.live.values():
             entry = live.at.entry
             known = entry.limit_s is not None and not entry.suspended
-            left_s = max(0.0, live.since + (entry.limit_s or 0) * factor - now) if known else None
+            limit_s = (entry.limit_s or 0) * elbow.time_factor(live.job, self.daemon.policy)
+            left_s = max(0.0, live.since + limit_s - now) if known else None
             found.append(Task(live.holds, left_s, bool(kept_since) and live.since >= kept_since))
         return found
 

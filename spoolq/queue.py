@@ -26,8 +26,7 @@ SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 EACH = 100  # of each user, or of each rank, that comes later than these
 OTHERS = 16  # such users or ranks
 FAR_S, COST = 10.0, 100  # between looks at the rest of a long queue: at least, and times what one takes
-COUNT_S = 1.0  # between counts of what users run
-LISTINGS = 64  # directories of running/ listed in one count
+LISTINGS = 64  # directories of running/ listed in one count; with more nodes than that a count is of several seconds
 
 
 class Queue:
@@ -39,7 +38,7 @@ class Queue:
         self.most = Most(daemon.policy.max_running, daemon.policy.max_cpus)
         self.use: dict[str, Use] = {}  # of the other nodes
         self._nodes: dict[str, tuple[float, dict[str, Use]]] = {}  # node -> when it was listed, and what runs there
-        self._counted = -COUNT_S
+        self._counted = -1e9
         self._far: tuple[float, list[str]] = (0.0, [])  # until when it is good, and segments
 
     # --- looking
@@ -114,7 +113,7 @@ class Queue:
     def count(self, *, fresh: bool = False) -> None:
         """List what the other nodes run, if that is due."""
         now = host.boottime()
-        if now - self._counted < COUNT_S and not fresh:
+        if now - self._counted < self.daemon.placement.every_s and not fresh:
             return
         self._counted = now
         names = set(self.daemon.spool.nodes()) - {self.daemon.node}
@@ -153,7 +152,7 @@ class Queue:
 
         Of two that claim at once at least one sees both; who sees too many gives its own back.
         """
-        if not self.limited or not (set(self.daemon.spool.nodes()) - {self.daemon.node}):
-            return False
+        if not self.limited or not 1 < len(self.daemon.spool.nodes()) <= LISTINGS:
+            return False  # alone, or so many that all of them cannot be listed for each claim
         self.count(fresh=True)
         return fair.over(entry, self.used().get(entry.owner, fair.NOTHING), self.most) is not None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolq.begin import begins
 from spoolq.entry import HELD, RERUN_WORDS, Entry
 from spoolq.history import Record, efficiency
 from spoolq.reason import Reason
@@ -281,6 +282,7 @@ def job_json(row: JobRow) -> dict[str, Any]:
         "elapsed_s": row.elapsed_s,
         "rerun": RERUN_WORDS[entry.rerun],
         "held": HELD.get(entry.held),
+        "begin": begins(entry),
         "ending": entry.ending,
     }
 

@@ -73,7 +73,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
-        return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
+        return daemon.around.end(daemon, at, "cancelled", detail)
     if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted; it gets its line of history too
         item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, entry.id), requeue=True)
         item.retry = known.wish(key) != "requeue" and wanted(item)
@@ -87,7 +87,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not detail:
         return run_again(daemon, at)
     log.warning("node fail job=%d attempt=%d", *key)
-    return deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
+    return daemon.around.end(daemon, at, "nodefail", detail)
 
 
 def run_again(daemon: "Daemon", at: Placed, *, held: str = "", **changes: Any) -> Answer:

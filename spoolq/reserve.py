@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from spoolq.constraint import Labels
+from spoolq.constraint import Labels, sound
 from spoolq.entry import MAX_NAME, RESERVED, Entry, fitting, format_name, released
 from spoolq.resources import Amounts, add, free_of
 
@@ -114,7 +114,8 @@ def said(name: str, facts: Mapping[str, Any], age_s: float = 0.0) -> Node:
         if isinstance(task, list) and len(task) == 2 and isinstance(task[0], dict):
             left_s = max(0.0, task[1] - age_s) if type(task[1]) in (int, float) else None
             tasks.append(Task(_amounts(task[0]), left_s))
-    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks))
+    labels = sound(facts.get("labels"))
+    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels)
 
 
 def _amounts(value: Any) -> dict[str, int]:

@@ -3,14 +3,12 @@ Decide which waiting jobs may start on one node, and say why the others may not.
 
 Every node runs this on its own view of the queue, with nobody to arbitrate, so the answer must depend
 on the arguments alone: no clock, no disk, no random numbers. Order comes from outside (`in_order`,
-`starting_point`), so another policy is another order, not another `admit`.
+`fair`), so another policy is another order, not another `admit`.
 Invariants: what is started fits into what is free, in every dimension; every job is in exactly one of
 start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
-import itertools
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +20,6 @@ from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
 IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
-WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
 HOLDERS = 3  # named in a reason
 
 
@@ -43,12 +40,14 @@ class Conditions:
     `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
     `constraint` is about the labels of the node (see `constraint`), or empty.
     `missing` is the working directory that does not exist on this node, or empty.
+    `time_factor`: by which it may outlast its time limit, if that is not the same for all; else 0.
     """
 
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     constraint: str = ""
     missing: str = ""
+    time_factor: float = 0.0
 
 
 ANYWHERE = Conditions()
@@ -355,25 +354,3 @@ def impossible(
 
 def _some(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
-
-
-def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
-    """
-    Where this node begins among the first names, equal in rank, so that nodes do not race for the same.
-
-    Nodes with one view get different places. The places move whenever the view does, so that the
-    first name is soon somebody's: with fixed places, jobs that keep arriving could keep it waiting.
-    A single node gets (0, 0), which leaves the exact order.
-
-    Args:
-        names: of waiting entries, in order.
-
-    Returns:
-        (first, width): look at names[first:width], names[:first], names[width:], in this order.
-    """
-    nodes = sorted({node, *live_nodes})
-    window = names[: min(WINDOW, len(nodes))]
-    equals = [*itertools.takewhile(lambda name: name[:4] == window[0][:4], window)]
-    if len(equals) < 2:
-        return 0, 0
-    return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)

@@ -57,6 +57,7 @@ class Shepherd:
             self.plan: dict[str, Any] = json.load(file)
         self.env = dict(line.partition("=")[::2] for line in self.plan["env"])
         self.asked = 0  # a signal that asks to end
+        self.pid = 0  # of the command
         self.before: list[stale.Seen | None] | None = None  # outputs before the command began
 
     def said(self) -> dict[str, Any]:
@@ -96,6 +97,9 @@ class Shepherd:
         # the command has got it too; before it began, this is the one to end
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU):
             self.asked = number
+        if number == self.plan["first"] and self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def _begin(self) -> Outcome | None:
         """What comes before the command; an outcome if that does not come."""
@@ -113,7 +117,8 @@ class Shepherd:
             self._take(said)
         if items := self.plan["stage_in"]:
             try:
-                staging.stage_in(items, self.plan["chdir"], self.plan["scratch"], self._go_on)
+                cache = staging.Cache(*self.plan["cache"]) if self.plan["cache"] else None
+                staging.stage_in(items, self.plan["chdir"], self.plan["scratch"], self._go_on, cache)
             except staging.StageError as error:
                 return Outcome(1, reason="stage-in", detail=str(error))
         return None
@@ -141,11 +146,11 @@ class Shepherd:
         self._go_on()
         argv, program = self.plan["argv"], self.plan["program"]
         try:
-            pid = start(program or find(argv[0], self.env.get("PATH", os.defpath)), argv, self.env)
+            self.pid = start(program or find(argv[0], self.env.get("PATH", os.defpath)), argv, self.env)
         except OSError as error:
             code = 127 if error.errno in (errno.ENOENT, errno.ENOTDIR) else 126
             return Outcome(code, reason="launch", detail=f"cannot execute {program or argv[0]}: {error.strerror}")
-        return ended(pid)
+        return ended(self.pid)
 
     def _end(self, outcome: Outcome) -> Outcome:
         """What comes after the command, however it ended."""

@@ -11,8 +11,12 @@ import contextlib
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 
+Way = Callable[[str, str, Callable[[], None]], int]  # source, target, goon -> bytes
+
+LEAST_KEPT = 1 << 20  # bytes of a file that is worth a place in the cache
 PIECE = 64 << 20  # bytes between looks at whether the job is to end
 _NOT_HERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY, errno.EBADF)
 
@@ -27,9 +31,71 @@ def split(item: str) -> tuple[str, str]:
     return source.replace("\0", ":"), target.replace("\0", ":")
 
 
-def stage_in(items: Sequence[str], directory: str, scratch: str, goon: Callable[[], None]) -> int:
+class Cache:
     """
-    Copy files and directories to the scratch directory; returns bytes copied.
+    Copies of staged files that stay on the node, so that only what has changed is brought again.
+
+    A file is named by the hash of its path; its time and size say whether it is still the same. What was used least
+    lately goes when there is too much. Several jobs may use it at once: names are private until a file is whole.
+    """
+
+    def __init__(self, top: str, most: int) -> None:
+        """
+        Nothing is touched yet.
+
+        Args:
+            top: a directory, made if missing; it must be this user's own.
+            most: bytes in it; a file of more than half of that is not kept.
+        """
+        self.top, self.most = top, most
+
+    def usable(self) -> bool:
+        """Whether it is there, and nobody else's."""
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.top, 0o700)
+            facts = os.lstat(self.top)
+            return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022
+        return False
+
+    def copy(self, source: str, target: str, goon: Callable[[], None]) -> int:
+        """Copy a file by way of the cache; returns bytes that came from the source."""
+        import hashlib
+
+        facts = os.lstat(source)
+        if not stat.S_ISREG(facts.st_mode) or not LEAST_KEPT <= facts.st_size <= self.most // 2:
+            return copy(source, target, goon)
+        kept = f"{self.top}/{hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()[:32]}"
+        try:
+            self._make_room(facts.st_size, kept)
+            copied = copy(source, kept, goon)
+            os.utime(kept, ns=(time.time_ns(), os.lstat(kept).st_mtime_ns))  # used now
+            copy(kept, target, goon)
+            return copied
+        except OSError:  # removed by another job that needed the room, or the disk is full
+            return copy(source, target, goon)
+
+    def _make_room(self, size: int, but: str) -> None:
+        found = []
+        for entry in os.scandir(self.top):
+            with contextlib.suppress(FileNotFoundError):
+                facts = entry.stat(follow_symlinks=False)
+                found.append((facts.st_atime_ns, facts.st_size, entry.path))
+        total = size + sum(held for _, held, path in found if path != but)
+        for _, held, path in sorted(found):
+            if total <= self.most:
+                return
+            if path != but:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                total -= held
+
+
+def stage_in(
+    items: Sequence[str], directory: str, scratch: str, goon: Callable[[], None], cache: Cache | None = None
+) -> int:
+    """
+    Copy files and directories to the scratch directory; returns bytes copied from there.
 
     Args:
         items: as in the job; SRC relative to `directory`, with wildcards; DST relative to the scratch directory.
@@ -44,7 +110,8 @@ def stage_in(items: Sequence[str], directory: str, scratch: str, goon: Callable[
     free = space.f_bavail * space.f_frsize
     if needed > free:
         raise StageError(f"{needed >> 20} MB are needed in {scratch}, {free >> 20} MB are free")
-    return sum(_copy_all(source, target, goon, sync=False) for source, target in pairs)
+    one = cache.copy if cache and cache.usable() else copy
+    return sum(_copy_all(source, target, goon, one) for source, target in pairs)
 
 
 def stage_out(items: Sequence[str], scratch: str, directory: str, goon: Callable[[], None], *, needed: bool) -> int:
@@ -58,7 +125,7 @@ def stage_out(items: Sequence[str], scratch: str, directory: str, goon: Callable
     copied = 0
     for item in items:
         for source, target in _pairs(item, scratch, directory, needed=needed):
-            copied += _copy_all(source, target, goon, sync=True)
+            copied += _copy_all(source, target, goon, copy_durably)
     return copied
 
 
@@ -86,20 +153,41 @@ def _files(path: str) -> Iterator[str]:
         yield from (os.path.join(top, name) for name in names)
 
 
-def _copy_all(source: str, target: str, goon: Callable[[], None], *, sync: bool) -> int:
+def _copy_all(source: str, target: str, goon: Callable[[], None], one: Way) -> int:
     try:
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         if not os.path.isdir(source):
-            return copy(os.path.realpath(source), target, goon, sync=sync)
+            return one(os.path.realpath(source), target, goon)
         copied = 0
         for top, directories, names in os.walk(source):
             there = os.path.normpath(os.path.join(target, os.path.relpath(top, source)))
             os.makedirs(there, exist_ok=True)
             for name in [*names, *(d for d in directories if os.path.islink(os.path.join(top, d)))]:
-                copied += copy(os.path.join(top, name), os.path.join(there, name), goon, sync=sync)
+                copied += one(os.path.join(top, name), os.path.join(there, name), goon)
         return copied
     except OSError as error:
         raise StageError(f"{error.filename or source}: {error.strerror} (to {target})") from error
+
+
+def size_of(directory: str, most: int) -> int:
+    """Bytes of all files in a directory; it is not looked at to the end once there are more than `most`."""
+    size = 0
+    for path in _files(directory):
+        with contextlib.suppress(FileNotFoundError):
+            size += os.lstat(path).st_size
+        if size > most:
+            break
+    return size
+
+
+def copy_tree(source: str, target: str) -> int:
+    """Copy what is new or changed in a directory, durably; returns bytes copied."""
+    return _copy_all(source, target, lambda: None, copy_durably)
+
+
+def copy_durably(source: str, target: str, goon: Callable[[], None]) -> int:
+    """`copy`, and the file is on disk before it has its name."""
+    return copy(source, target, goon, sync=True)
 
 
 def copy(source: str, target: str, goon: Callable[[], None] = lambda: None, *, sync: bool = False) -> int:

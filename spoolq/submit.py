@@ -11,7 +11,7 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from spoolq import environment, home, options, patience, request, stored, where
+from spoolq import environment, home, mount, options, patience, request, stored, where
 from spoolq.entry import label_of
 from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
@@ -70,7 +70,7 @@ def sub(argv: Sequence[str]) -> int:
         if request.up_to_date(asked.job, cwd):
             say_fresh(", ".join(asked.job.targets))
             return 0
-        ids = [submit_or_join(found, asked, parsed)[0].entry.id]
+        ids, cwd = [submit_or_join(found, asked, parsed)[0].entry.id], asked.job.chdir
         announce(ids, parsed)
         tell(found, ids, asked.job)
     if ids and "wait" in parsed.flags:
@@ -84,6 +84,7 @@ def sub(argv: Sequence[str]) -> int:
             raise
         for job_id in ids:
             awaiting.tell(found.spool, ended[job_id])
+            mount.bring_back(found, job_id, cwd)
         return awaiting.worst(ended)
     return 0
 
@@ -104,11 +105,15 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     asked = asked._replace(job=job)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
+    staged = mount.heed(found, asked.job)
     if asked.job.unique:
         from spoolq import unique
 
         unique.look(spool, asked.job)
     job_id = home.allocate(spool.root)
+    if staged:
+        asked = asked._replace(job=mount.carry(found, job_id, asked.job))
+        data = _fitting(stored.format_job(asked.job))
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
     if _tied(asked.job):

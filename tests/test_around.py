@@ -3,12 +3,18 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from spoolq import config, shepherd
+from spoolq.around import SHEPHERD_MB, Around
+from spoolq.config import Settings
+from spoolq.entry import parse_name
 from spoolq.errors import Misconfigured
+from spoolq.job import Job
 from tests.cluster import Cluster
 
 
@@ -116,6 +122,31 @@ def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(cluster: Cluste
     assert "ran\n" == cluster.text(job)
 
 
+def test_a_warning_to_the_first_process_reaches_the_command(cluster: Cluster):
+    configure(cluster, '[node]\nepilog = "/bin/true"\n')
+    cluster.node()
+    line = "trap 'echo warned; exit 0' USR1; while :; do sleep 0.05; done"
+    job = cluster.sub("-t", "1h", "--signal", "B:USR1@3597", "sh", "-c", line)
+
+    assert "COMPLETED" == cluster.result(job)["state"]
+    assert "warned\n" == cluster.text(job)
+
+
+def test_a_job_that_is_killed_in_its_prolog_blames_nobody(cluster: Cluster):
+    mark = f"{cluster.base}/m"
+    prolog = program(cluster, "prolog", f"touch {mark}; sleep 99")
+    epilog = program(cluster, "epilog", f"touch {mark}.epilog")
+    configure(cluster, f'[node]\nprolog = "{prolog}"\nepilog = "{epilog}"\n')
+    cluster.node()
+    job = cluster.sub("touch", f"{mark}.ran")
+    cluster.running(job, mark)
+    cluster.ok("kill", str(job))
+
+    assert "CANCELLED" == cluster.result(job)["state"]
+    assert (True, False) == (os.path.exists(f"{mark}.epilog"), os.path.exists(f"{mark}.ran"))
+    assert not os.path.exists(f"{cluster.root}/nodes/n1/drain")
+
+
 def test_a_prolog_may_blame_the_job(cluster: Cluster):
     configure(cluster, f'[node]\nprolog = "{program(cluster, "prolog", "exit 100")}"\n')
     cluster.node()
@@ -190,6 +221,32 @@ hook_s = 0.3
     assert "never" not in read(log)
 
 
+def test_a_node_that_leaves_has_run_its_hooks(cluster: Cluster):
+    """More than run at once: the others wait, and the node for them."""
+    log = f"{cluster.base}/log"
+    configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", f"sleep 0.2; echo x >>{log}")}"\n')
+    cluster.ok("sub", "-c", "0.1", "--each-line", "-", stdin="true\n" * 20)
+    assert 0 == cluster.node("n1", 2, "--once").wait(timeout=60)
+    assert 20 == len(read(log).splitlines())
+
+
+def test_a_hook_hears_of_a_job_that_was_lost_with_its_node(cluster: Cluster):
+    log, mark = f"{cluster.base}/log", f"{cluster.base}/m"
+    configure(
+        cluster, f'[hooks]\non_fail = ["{program(cluster, "hook", f"echo $SPOOLQ_JOB_ID $SPOOLQ_STATE >>{log}")}"]\n'
+    )
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
+    cluster.node("n2")
+    job = cluster.sub("--rerun", "never", "sh", "-c", f"touch {mark}; sleep 600")
+    cluster.running(job, mark)
+    cluster.close()
+    cluster.node("n1")
+    cluster.ok("node-dead", "n2", "--certain")
+    cluster.until(lambda: read(log), "the hook ran")
+
+    assert f"{job} NODE_FAIL\n" == read(log)
+
+
 def test_what_a_hook_prints_is_in_the_log_of_the_node(cluster: Cluster):
     configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", "echo spoken; no-such-thing")}"\n')
     cluster.node()
@@ -207,3 +264,86 @@ def test_a_step_that_closes_its_output_and_one_that_prints_much(tmp_path):
     assert code != shepherd.TIMED_OUT
     assert shepherd.TIMED_OUT == shepherd.step(["/bin/sh", "-c", "echo x; sleep 99"], env, 0.3)[0]
     assert 127 == shepherd.step(["/no/such"], env, 1)[0]
+
+
+def attempt(base: str, epilog: str, argv: list[str]) -> tuple[Around, dict]:
+    """A plan for attempt 1 of job 7, as a daemon writes it, and the start message."""
+    around = Around("/spool", "n1", f"{base}/state", Settings(epilog=(epilog,)))
+    message = {"argv": argv, "program": argv[0], "env": ["PATH=/usr/bin:/bin"], "chdir": base, "scratch": base}
+    around.wrap(parse_name("500.7.1.1~c1,m1~x"), Job(("x",)), message | {"mem_mb": None, "umask": 0})
+    started = message | {"mem_mb": 100}
+    around.wrap(parse_name("500.7.1.1~c1,m1~x"), Job(("x",)), started)
+    assert 100 + SHEPHERD_MB == started["mem_mb"]
+    return around, started
+
+
+def wait(*arounds: Around, daemon) -> None:
+    """Until nothing is being finished."""
+    while any(around.busy for around in arounds):
+        for around in arounds:
+            around.step(daemon)
+        time.sleep(0.01)
+
+
+class Heard:
+    """Stands for a daemon: notes what ended."""
+
+    def __init__(self) -> None:
+        self.ended: list = []
+        self.live: dict = {}
+
+    def take_end(self, *what) -> None:
+        self.ended.append(what)
+
+
+def test_two_daemons_in_turn_finish_a_job_once(short_dir):
+    """The first is killed while the epilog of a killed job runs; the second waits for it, and runs none of its own."""
+    epilog = f"{short_dir}/epilog"
+    with open(epilog, "w") as file:
+        file.write(f"#!/bin/sh\nsleep 0.5\necho ran >>{short_dir}/log\n")
+    os.chmod(epilog, 0o755)
+    first, message = attempt(short_dir, epilog, ["/bin/sh", "-c", f"touch {short_dir}/up; sleep 99"])
+    job = subprocess.Popen(message["argv"], cwd=short_dir, start_new_session=True)
+    while not os.path.exists(f"{short_dir}/up"):
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    ended = {"exit_code": None, "signal": 9, "reason": "", "detail": ""}
+    assert first.unfinished((7, 1), ended)
+    second = Around("/spool", "n1", f"{short_dir}/state", Settings())
+    assert {(7, 1)} == second.keys
+    assert second.unfinished((7, 1), ended)
+    heard = Heard()
+    wait(first, second, daemon=heard)
+
+    assert "ran\n" == read(f"{short_dir}/log")
+    assert [(7, 1, ended)] * 2 == heard.ended
+    assert (False, False) == (second.unfinished((7, 1), ended), second.judge((7, 1), ended))
+    second.tidy(Heard())
+    assert (set(), []) == (second.keys, os.listdir(f"{short_dir}/state/steps"))
+
+
+def test_an_epilog_that_was_killed_itself_runs_again(short_dir):
+    epilog = f"{short_dir}/epilog"
+    with open(epilog, "w") as file:
+        file.write(f"#!/bin/sh\necho $SPOOLQ_EXIT_CODE >>{short_dir}/log\n[ -e {short_dir}/go ] || kill -9 $PPID\n")
+    os.chmod(epilog, 0o755)
+    around, message = attempt(short_dir, epilog, ["/bin/sh", "-c", "exit 5"])
+    subprocess.run(message["argv"], cwd=short_dir, start_new_session=True)
+    assert "5\n" == read(f"{short_dir}/log")
+    with open(f"{short_dir}/go", "w"):
+        pass
+    ended = {"exit_code": None, "signal": 9, "reason": "", "detail": ""}
+    assert around.unfinished((7, 1), ended)
+    wait(around, daemon=Heard())
+
+    assert "5\n5\n" == read(f"{short_dir}/log")
+    assert not around.unfinished((7, 1), ended)
+
+
+def test_a_plan_that_nobody_followed_is_removed_by_the_next_daemon(short_dir):
+    attempt(short_dir, "/bin/true", ["/bin/true"])
+    around = Around("/spool", "n1", f"{short_dir}/state", Settings())
+    assert not around.unfinished((7, 1), {})  # it never began
+    around.tidy(Heard())
+    assert [] == os.listdir(f"{short_dir}/state/steps")

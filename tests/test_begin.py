@@ -137,7 +137,7 @@ def test_jobs_begin_when_their_time_has_come(cluster: Cluster):
     said = time.time()
     soon = cluster.sub("-b", "now+2s", "date", "+%s")
     later = cluster.sub("-b", "now+2h", "true")
-    assert ["held", "held"] == [cluster.place(soon), cluster.place(later)]
+    assert "held" == cluster.place(later)
     why = cluster.ok("why", str(later))
     assert "BeginTime: begins " in why
     assert ", in 1:59:" in why

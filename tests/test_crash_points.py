@@ -196,6 +196,29 @@ def release(world: World) -> None:
         act_on(steer.release_step)(world)
 
 
+def test_the_node_that_keeps_a_place_dies_at_every_call(tmp_path, monkeypatch):
+    """A reservation stands or does not; the job for which a place is kept runs once, and its name says nothing of it then."""
+
+    def submit(world: World) -> None:
+        world.submit()
+        world.submit(wants={"cpus": 2000, "mem": 1000})
+        world.submit(2)
+
+    def plain(world: World) -> None:
+        assert [] == [at for at in world.placed() if at.top != "queue" and at.entry.other]
+
+    reserved: list[str] = []
+    transfer = Spool.transfer
+
+    def seen(self: Spool, at: Any, top: str, entry: Any, node: str = "") -> Any:
+        reserved.extend(fact for fact in entry.other if top == "queue")
+        return transfer(self, at, top, entry, node)
+
+    monkeypatch.setattr(Spool, "transfer", seen)
+    assert explore(tmp_path, monkeypatch, submit, lambda w: w.serve(), after=plain) > 100
+    assert "R=n1" in reserved
+
+
 def test_holder_dies_at_every_call(tmp_path, monkeypatch):
     assert explore(tmp_path, monkeypatch, submit_one, act_on(steer.hold_step), after=release) >= 2
 

@@ -66,6 +66,7 @@ FAMILY = frozenset(
 TOUCH_THE_SPOOL = frozenset(
     [
         "amend",
+        "around",
         "claim",
         "deliver",
         "descent",
@@ -164,7 +165,7 @@ def test_only_few_rooms_make_calls_on_the_spool():
 
 
 def test_only_fsops_renames_links_or_syncs_on_the_spool():
-    """`os.rename` and its kin elsewhere are about node-local files only."""
+    """`os.rename` and its kin elsewhere are about node-local files, or users' own, only."""
     local = {
         "channel",
         "claims",

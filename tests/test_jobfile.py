@@ -79,6 +79,7 @@ JOBS = st.builds(
     targets=st.lists(TEXTS, max_size=3).map(tuple),
     if_stale=st.booleans(),
     ages=st.booleans(),
+    estimate=st.lists(TEXTS, max_size=3).map(tuple),
     stage_in=st.lists(TEXTS, max_size=3).map(tuple),
     stage_out=st.lists(TEXTS, max_size=3).map(tuple),
     held=st.sampled_from(["", "HU", "HD"]),

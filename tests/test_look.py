@@ -147,7 +147,7 @@ def test_long_listings_can_be_cut(spool, call):
 def test_the_keys_of_stat_are_stable(spool, rows):
     put(spool)
     keys = "id attempt chunk name user state reason reason_text node priority cpus mem_mb gres limit_s elapsed_s rerun held"
-    assert [*keys.split(), "ending", "place"] == list(rows()[0])
+    assert [*keys.split(), "begin", "ending", "place"] == list(rows()[0])
 
 
 def test_a_running_job_shows_for_how_long(spool, rows):

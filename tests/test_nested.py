@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from spoolq import control, descent, environment, lend, nested
+from spoolq import control, descent, environment, fair, lend, nested
 from spoolq.deliver import Finished
 from spoolq.entry import Entry, parse_name
 from spoolq.errors import UsageError
@@ -169,6 +169,12 @@ def test_what_a_job_holds_while_it_waits():
     live.lends = False
     assert at.entry.wants == live.holds
     assert {} == lend.given([live])
+
+
+def test_a_job_that_lends_does_not_count_among_what_its_user_runs():
+    waits = Entry(500, 7, wants={"cpus": 2000}, owner="anna", other=("L",))
+    runs = Entry(500, 8, wants={"cpus": 1000}, owner="anna", other=("P7",))
+    assert {"anna": (1, 1000)} == fair.used([waits, runs])
 
 
 def test_only_a_process_of_this_boot_that_lives_waits(spool):

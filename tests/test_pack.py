@@ -196,6 +196,13 @@ def test_who_is_declined_for_a_reservation_is_told_for_whom_and_how_long():
     )
 
 
+def test_a_job_that_may_outlast_its_limit_is_not_let_in_by_it():
+    queue, node = [job(1, cpus=4), job(2, 40, cpus=2)], busy("n1", (2, 60))
+    for factor, started in ((0.0, [2]), (2.0, [])):
+        found, _ = plan(queue, view(node), [], node.tasks, lambda _: Conditions(time_factor=factor))
+        assert started == keys(found.start)
+
+
 def test_a_reservation_that_stands_is_not_made_again():
     kept = job(1, other=("R=n2",), cpus=4)
     for _, _, part in plans([kept], [busy("n1", (2, 60)), busy("n2", (2, 60))]):

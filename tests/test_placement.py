@@ -4,8 +4,14 @@ import json
 import os
 import time
 
-from spoolq.placement import LOOK_S, around
+import pytest
+
+from spoolq import host, pack
+from spoolq.daemon import Daemon
+from spoolq.entry import Entry
+from spoolq.placement import FORGET_S, LOOK_S, NEAR, around
 from tests.cluster import Cluster
+from tests.world import World
 
 WAIT = "while [ ! -e {}/go ]; do sleep 0.05; done"
 
@@ -100,6 +106,7 @@ def test_backfill_takes_what_ends_before_and_leaves_what_would_delay(cluster: Cl
     cluster.result(short)
     cluster.until(lambda: any(f".{big}." in name and "R=n1" in name for name in names(cluster, "queue")), "reserved")
     cluster.until(lambda: os.path.exists(cluster.home(long, "why/n1")), "the node says why")
+    assert "A place is kept for it on n1: it starts there in 59:" in cluster.ok("why", str(big))
     why = cluster.ok("why", str(long))
     assert f"n1 keeps 2 cpus, 1000M mem for job {big}, which starts in 59:" in why, why
     assert {"n1": [first]} == running(cluster)
@@ -114,3 +121,139 @@ def test_the_nearest_on_the_ring_come_first_from_both_sides():
     assert ["d", "b", "e", "a", "f"] == list(around("c", ["a", "b", "c", "d", "e", "f"]))
     assert ["a"] == list(around("z", ["a"]))
     assert [] == list(around("z", ["z"]))
+
+
+# --- what one daemon knows of the others
+
+NOW = 1e6
+
+
+def said(world: World, name: str, **facts: object) -> None:
+    """Another machine's node says this of itself."""
+    world.spool.enter_node(name)
+    known = {"format": 1, "node": name, "instance": "x", "beats": 1, "state": "up", "host": "elsewhere"}
+    known |= {"capacity": {"cpus": 4000}, "free": {"cpus": 4000}, "tasks": [[{"cpus": 1000}, 60]]}
+    world.spool.write_node(name, known | facts)
+
+
+def others(node: Daemon) -> list[str]:
+    return [other.name for other in node.placement.others]
+
+
+def test_of_others_count_those_that_are_up_and_beat(world: World):
+    node = world.up()
+    for name, state in (("a", "up"), ("b", "draining"), ("c", "full"), ("d", "stopped"), ("e", "up")):
+        said(world, name, state=state)
+    node.placement.look(NOW)
+    assert {"a", "e"} == set(others(node))
+    beat_s = world_beat(node)
+    for number in range(2, 6):  # e stands still
+        said(world, "a", beats=number)
+        node.placement.look(NOW + (number - 1) * beat_s)
+    assert ["a"] == others(node)
+    said(world, "e", beats=2)
+    node.placement.look(NOW + 6 * beat_s)
+    assert ["a", "e"] == sorted(others(node))
+
+
+def world_beat(node: Daemon) -> float:
+    return float(node.policy.beat_s)
+
+
+def test_what_the_jobs_of_others_have_left_is_counted_down_between_reads(world: World):
+    node = world.up()
+    said(world, "a")
+    node.placement.look(NOW)
+    node.placement.look(NOW + 20)
+    assert 40 == node.placement.others[0].tasks[0].left_s
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"tasks": 5},
+        {"tasks": [5, [1], [{"cpus": "x"}, "y"], [[], []], [{"cpus": -1}, -5]]},
+        {"free": [1], "labels": 7},
+        {"beats": "many"},
+        {"beat_s": None},
+    ],
+)
+def test_what_others_say_wrong_does_no_harm(world: World, facts):
+    node = world.up()
+    said(world, "a", **facts)
+    world.submit(3)
+    world.turn(node)
+    assert {"running", "queue"} >= {at.top for at in world.placed()}
+    node.placement.look(NOW)
+    assert ["a"] == others(node)
+
+
+def test_nobody_is_told_what_changed_while_nobody_else_is_there(world: World):
+    node = world.up()
+    world.submit()
+    world.turn(node)
+    assert not node.placement.news()
+    said(world, "a")
+    node.placement.look(NOW)
+    world.submit()
+    world.turn(node, "queue")
+    assert node.placement.news()
+    node.set_due("news", 1.0)
+    node.turn()
+    facts = world.spool.read_node("n1")
+    assert ([[{"cpus": 2000, "mem": 2_000_000}, None]], False) == (facts["tasks"], node.placement.news())
+
+
+def test_of_a_crowd_the_nearest_are_read_and_the_rest_is_left_alone(world: World, monkeypatch):
+    node = world.up("m")
+    for number in range(70):
+        said(world, f"{'az'[number % 2]}{number:03d}")
+    node.placement.look(NOW)
+    assert NEAR == len(others(node)) == len(node.placement.known)
+    monkeypatch.setattr("spoolq.placement.CROWD", 10)
+    node.placement.look(NOW + 1)
+    assert 7.1 == pytest.approx(node.placement.every_s)
+
+
+def test_a_place_that_is_kept_far_away_counts(world: World, monkeypatch):
+    monkeypatch.setattr("spoolq.placement.NEAR", 1)
+    node = world.up("m")
+    said(world, "n")
+    said(world, "z")
+    node.placement.look(NOW)
+    assert ["n"] == others(node)
+    far = Entry(rank=500, id=1, wants={"cpus": 9000}, other=("R=z",))
+    assert ["n", "z"] == [other.name for other in node.placement._with_holders([far], NOW)]
+
+
+def test_a_node_that_runs_once_leaves_nothing_to_others(world: World):
+    said(world, "a", free={"cpus": 1000})  # it would be filled best
+    world.submit()
+    node = world.up()
+    node.limits.once = True
+    world.turn(node)
+    assert "running" == world.at(1).top
+
+
+def test_a_job_is_left_to_the_node_that_it_fills_best_and_taken_if_that_does_not_come(world: World, monkeypatch):
+    said(world, "a", free={"cpus": 1000, "mem": 4_000_000}, capacity={"cpus": 4000, "mem": 4_000_000})
+    world.submit()
+    node = world.up()
+    world.turn(node)
+    assert ("queue", ["a"]) == (world.at(1).top, others(node))
+    [key] = node.placement.since
+    node.placement.since[key] = (0.0, host.boottime())
+    world.turn(node)
+    assert "running" == world.at(1).top
+
+
+def test_who_is_kept_is_remembered_while_only_the_first_of_the_queue_are_looked_at(world: World):
+    node = world.up()
+    part = pack.Share((), watch=frozenset({("keep", 1, ""), ("claim", 2, "")}))
+    node.placement._remember(part, 100.0, whole=True)
+    node.placement._remember(pack.Share(()), 110.0, whole=False)
+    assert {("keep", 1, ""), ("claim", 2, "")} == node.placement.since.keys()
+    node.placement._remember(pack.Share(()), 100.0 + FORGET_S + 1, whole=False)
+    assert {("keep", 1, "")} == node.placement.since.keys()
+    node.placement._remember(pack.Share(()), 999.0, whole=True)
+    assert {} == node.placement.since

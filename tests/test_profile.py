@@ -57,6 +57,15 @@ def test_without_any_there_is_none(places):
     assert profile.load(config.parse_policy(POLICY, "spool.toml"), plugins=False) is None
 
 
+def test_a_submission_without_any_pays_two_listings_of_local_directories(places, monkeypatch):
+    policy, looked = config.parse_policy(POLICY, "spool.toml"), []
+    real = os.listdir
+    monkeypatch.setattr(profile.os, "listdir", lambda path: looked.append(path) or real(path))
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was opened"))
+    profile.load(policy, plugins=False)
+    assert sorted(places) == sorted(looked)
+
+
 def test_of_defaults_the_users_hold_and_of_the_rest_the_sites(places):
     site, user = places
     for directory, cpus in ((site, 8), (user, 2)):

@@ -213,6 +213,7 @@ def test_keys_of_a_job_stay():
         "elapsed_s": None,
         "rerun": "certain",
         "held": None,
+        "begin": None,
         "ending": None,
     }
     assert expected == job_json(row)

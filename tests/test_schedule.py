@@ -14,7 +14,6 @@ from spoolq.reason import WORDS, Reason, overall, parse_reason
 from spoolq.resources import add, fits, free_of
 from spoolq.schedule import (
     ANYWHERE,
-    WINDOW,
     Conditions,
     NodeView,
     admit,
@@ -23,7 +22,6 @@ from spoolq.schedule import (
     explain,
     impossible,
     in_order,
-    starting_point,
 )
 
 amounts = st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 5).map(lambda n: n * 500))
@@ -279,43 +277,6 @@ def test_a_line_that_is_no_reason_is_none():
     assert parse_reason("n1 Nonsense: x") is None
     assert parse_reason("") is None
     assert ("", Reason("Priority", "a: b")) == parse_reason("Priority: a: b\n")
-
-
-# --- where nodes begin
-
-NAMES = [f"500.{n}.0.1~c1~x" for n in range(1, 200)]
-
-
-def test_a_single_node_keeps_the_exact_order():
-    assert starting_point("a", NAMES, ["a"]) == (0, 0)
-    assert starting_point("a", NAMES, []) == (0, 0)
-    assert starting_point("a", [], ["a", "b"]) == (0, 0)
-
-
-@given(st.integers(2, 100), st.integers(0, 50))
-def test_nodes_with_one_view_begin_at_different_places(count, taken):
-    live = [f"n{number:03d}" for number in range(count)]
-    points = [starting_point(name, NAMES[taken:], live) for name in live]
-    width = points[0][1]
-    assert min(count, WINDOW) == width
-    assert {width} == {w for _, w in points}
-    assert set(range(width)) == {first for first, _ in points}
-
-
-def test_a_more_urgent_job_is_not_among_equals():
-    names = ["400.7.0.1~~", *NAMES]
-    assert starting_point("b", names, ["a", "b", "c"]) == (0, 0)
-
-
-def test_no_first_job_waits_for_ever_while_others_arrive():
-    names, tries = NAMES[:], 0
-    head, number = names[0], 1000
-    while head in names:
-        first, _ = starting_point("b", names, ["a", "b", "c", "d"])
-        names.pop(first)
-        names.append(f"500.{number}.0.1~c1~x")
-        number, tries = number + 1, tries + 1
-        assert tries < 100
 
 
 # --- names of nodes

@@ -137,8 +137,54 @@ def test_a_path_map_is_a_table_of_absolute_paths(value):
         config.parse_settings([("f", f"[node]\npath_map = {value}\n".encode())])
 
 
+def test_a_cache_brings_only_what_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "LEAST_KEPT", 1)
+    cache = staging.Cache(f"{tmp_path}/cache", 40)
+    os.makedirs(tmp_path / "data")
+    numbers = iter(range(99))
+
+    def bring(name: str) -> tuple[int, str]:
+        to = f"{tmp_path}/to{next(numbers)}"
+        os.mkdir(to)
+        return staging.stage_in([name], f"{tmp_path}/data", to, nothing, cache), read(f"{to}/{name}")
+
+    def source(name: str, text: str, mtime: int) -> None:
+        write(f"{tmp_path}/data/{name}", text)
+        os.utime(f"{tmp_path}/data/{name}", ns=(mtime, mtime))
+
+    source("a", "0123456789", 1)
+    assert [(10, "0123456789"), (0, "0123456789")] == [bring("a"), bring("a")]
+    source("a", "abcdefghij", 2)
+    assert (10, "abcdefghij") == bring("a")
+    source("large", "x" * 21, 1)  # more than half: not kept
+    assert [21, 21] == [bring("large")[0], bring("large")[0]]
+    for name in "bcd":
+        source(name, name * 15, 1)
+        assert 15 == bring(name)[0]
+    assert 2 == len(os.listdir(f"{tmp_path}/cache"))  # the least lately used went
+    assert [0, 0, 10] == [bring(name)[0] for name in "dca"]
+    os.chmod(f"{tmp_path}/cache", 0o777)
+    assert [15, 15] == [bring("d")[0], bring("d")[0]]  # others may write there: not used
+
+
 def configure(cluster: Cluster, text: str) -> None:
     write(f"{cluster.base}/.config/spoolq/config.toml", text)
+
+
+def test_a_node_keeps_what_it_has_staged(cluster: Cluster):
+    configure(cluster, '[node]\nstage_cache = "10M"\n')
+    path = f"{cluster.base}/in"
+    cluster.node()
+    for text in ("old", "new"):
+        write(path, text * (1 << 20))
+        os.utime(path, ns=(5, 5))  # as if it had not changed, so that it shows who was asked
+        job = cluster.sub("--stage-in", "in", "sh", "-c", "head -c 3 $SPOOLQ_SCRATCH/in")
+        assert "COMPLETED" == cluster.result(job)["state"]
+        assert "old" == cluster.text(job)
+    os.utime(path)
+    job = cluster.sub("--stage-in", "in", "sh", "-c", "head -c 3 $SPOOLQ_SCRATCH/in")
+    assert "COMPLETED" == cluster.result(job)["state"]
+    assert "new" == cluster.text(job)
 
 
 @pytest.mark.parametrize("where", ["", "scratch"])

@@ -185,7 +185,11 @@ def _no_release() -> list[Patch]:
 
 
 def _no_second_look() -> list[Patch]:
-    return [(dependents.Dependents, "look", lambda self, now: setattr(self, "looked_at", now))]
+    def look(self: Any, now: float) -> None:
+        self.looked_at = now
+        self.daemon.set_due("held", now + 2.0)
+
+    return [(dependents.Dependents, "look", look)]
 
 
 def _requests_stay_unheard() -> list[Patch]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import spoolq
-from spoolq import daemon, fsops, host, presence, recover, request, rerun, steer
+from spoolq import daemon, fsops, host, mount, presence, recover, request, rerun, steer
 from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
@@ -254,6 +254,7 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     yield daemon, "Scratch", Scratch
     yield steer, "writer", lambda: f"cli-{seam.machine.name}"
     yield request, "warn", lambda message: None
+    yield mount, "here_alone", lambda directory, root: False  # it looks at the real file system
     # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
     yield vars(rerun.Known)["recorded"], "lock", contextlib.nullcontext()
 
