@@ -3,10 +3,12 @@
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import elbow, plugin, profile, recover, schedule
+from spoolq import elbow, plugin, profile, schedule
+from spoolq.constraint import Labels, sound
 from spoolq.errors import UsageError
 from spoolq.intake import Intake
 from spoolq.job import Job
+from spoolq.resources import Amounts
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -40,4 +42,12 @@ def refusal(daemon: "Daemon", job: Job) -> str | None:
         elbow.check(job, daemon.policy)
     except UsageError as error:
         return str(error)
-    return schedule.impossible(job.wants, {daemon.node: daemon.capacity, **recover.capacities(daemon)})
+    lent: dict[str, Amounts] = {daemon.node: daemon.capacity}
+    labels: dict[str, Labels] = {daemon.node: daemon.labels}
+    for node in daemon.spool.nodes():
+        facts = daemon.spool.read_node(node, sure=True)
+        if node != daemon.node and isinstance(said := facts.get("capacity"), dict):
+            lent[node] = {name: amount for name, amount in said.items() if type(amount) is int}
+            labels[node] = sound(facts.get("labels"))
+    terms = schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
+    return schedule.impossible(job.wants, lent, terms, labels)

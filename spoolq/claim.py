@@ -51,6 +51,7 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
             waiting = daemon.queue.look(REASONS)
+            daemon.pending.look(waiting, now)
             explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
@@ -58,6 +59,7 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
         daemon.candidates = daemon.queue.look()
         if daemon.candidates:
             daemon.placement.look(now)
+            daemon.pending.look(daemon.candidates, now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
     while daemon.candidates and has_room(daemon):
@@ -94,7 +96,7 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.holds for live in daemon.live.values()]
+    held = [*holdings(daemon).values()]
     # where devices are told apart, `stock` knows which are both lent and used by others
     measured = busy.left(
         daemon.capacity, {n: ids for n, ids in daemon.gauge.busy.items() if n not in daemon.bench.kinds}
@@ -107,13 +109,20 @@ def free(daemon: "Daemon") -> Amounts:
     found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
     if left := stock(daemon):
         found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
-    return found
+    return {**found, **daemon.pending.left()}
+
+
+def holdings(daemon: "Daemon") -> dict[int, Amounts]:
+    """What each job of this node holds, also one that is claimed and not certain to start."""
+    pending = {item.at.entry.id: item.at.entry.wants for item in daemon.pending.items}
+    return {job_id: live.holds for job_id, live in daemon.live.items()} | pending
 
 
 def stock(daemon: "Daemon") -> Stock | None:
     """What is free of each device, where some are told apart."""
     bench = daemon.bench
-    return bench.stock(live.devices for live in daemon.live.values()) if bench.kinds else None
+    pending = [item.devices for item in daemon.pending.items]
+    return bench.stock([*pending, *(live.devices for live in daemon.live.values())]) if bench.kinds else None
 
 
 def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
@@ -128,7 +137,8 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.holds for live in daemon.live.values()},
+        held={**daemon.pending.others(), **holdings(daemon)},
+        pools=frozenset(daemon.policy.pools),
         labels=daemon.labels,
         devices=stock(daemon),
         full=daemon.presence.full,
@@ -184,8 +194,11 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
     held = left.lend(at.entry.wants) if left else NONE_HELD
     if held is None:
         return Answer.LOST  # not tried: what was free when it was chosen is busy now
+    named, shared = fitting(released(at.entry).next()), daemon.pending.concerns(at.entry.wants)
+    if shared and named.wants != at.entry.wants:
+        return Answer.LOST  # a name too long to say what it holds: not for this node to start
     began = daemon.presence.began
-    daemon.claims.add(fitting(released(at.entry).next()).name)
+    daemon.claims.add(named.name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
@@ -196,7 +209,10 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
             return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
-        launch(daemon, claimed, ready, began, held)
+        if shared and not ready.problem:
+            daemon.pending.add(claimed, ready, began, held)
+        else:
+            launch(daemon, claimed, ready, began, held)
     return answer
 
 

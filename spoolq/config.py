@@ -78,6 +78,9 @@ KEYS: tuple[Key, ...] = (
     Key("limits", "max_attempts", lambda n: int(k.number(1)(n)), 10, "no more than so many because nodes went down"),
     Key("limits", "min_free_mb", lambda mb: int(k.number(0)(mb)), 100, "refuse jobs when the spool has less room"),
 )
+KEYS += (
+    Key("", "pools", lambda said: k.resources(said or {}), None, "what all nodes share, as licences: name = amount"),
+)
 _TOP = ("format", "uuid", "name", "rule")
 SETTINGS = (
     Key("", "spool", k.path, None, "the spool's directory"),
@@ -146,6 +149,7 @@ class Policy(NamedTuple):
     profile_s: float
     max_attempts: int
     min_free_mb: int
+    pools: Amounts = MappingProxyType({})
     in_force: tuple[Setting, ...] = ()
     rules: "tuple[Rule, ...]" = ()
 
@@ -269,6 +273,9 @@ def _rules(table: Mapping[str, Any], text: str, file: str) -> "tuple[Rule, ...]"
 def new_spool(uuid: str, name: str) -> str:
     """The spool.toml of a new spool, with every default in a comment."""
     lines = [f"format = {FORMAT}", f"uuid = {quote(uuid)}", f"name = {quote(name)}"]
+    lines += [
+        f"# {'pools = {}':<28}  # what all nodes share, as licences: {{ matlab = 5 }}; jobs ask by --gres matlab:1"
+    ]
     for title in ("policy", "limits"):
         lines += ["", f"[{title}]"]
         for key in KEYS:

@@ -34,6 +34,7 @@ from spoolq.live import Limits, Live
 from spoolq.local import Scratch
 from spoolq.measure import Gauge
 from spoolq.peers import Peers
+from spoolq.pending import Pending
 from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.queue import Queue
@@ -81,8 +82,8 @@ class Daemon(Agenda):
         """
         super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
-        self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
-        self.labels = labels_of(node, self.capacity, labels or {})
+        self.capacity, self.measured, self.state_dir = {**capacity, **policy.pools}, measured, state_dir
+        self.limits, self.labels = limits, labels_of(node, capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = False
@@ -102,7 +103,7 @@ class Daemon(Agenda):
         self.last_work = host.boottime()
         self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
-        self.queue, self.begins, self.notes = Queue(self), Due(self), lessons.Notes()
+        self.queue, self.begins, self.pending = Queue(self), Due(self), Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
         self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
@@ -176,6 +177,8 @@ class Daemon(Agenda):
         if self.due("drop", now, 1.0) and not self.presence.draining:
             self.part("drop", admission.admit, self, now)
         measure.step(self, now)
+        if self.pending.items:
+            self.part("pools", self.pending.settle, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
@@ -225,7 +228,7 @@ class Daemon(Agenda):
 
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled or self.around.busy:
+        if self.unsettled or self.around.busy or self.pending.items:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
@@ -246,7 +249,7 @@ class Daemon(Agenda):
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
+        if self.live or self.ended or self.unsettled or self.pending.items or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
@@ -259,6 +262,7 @@ class Daemon(Agenda):
         else:
             self.family.send({"op": "stop"})
         try:
+            self.pending.close()
             self.notes.write(self.spool.root)
             self.publish("stopped")
         except OSError as error:
@@ -367,6 +371,7 @@ class Daemon(Agenda):
             "jobs": len(self.live),
             **self.placement.facts(host.boottime()),
             "labels": self.labels,
+            **({"pools": sorted(self.policy.pools)} if self.policy.pools else {}),
             **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import begin, constraint, devices, roster, schedule
+from spoolq import begin, constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
@@ -34,7 +34,7 @@ _LIMITED = re.compile(r"^\s*max_(?:running|cpus)\s*=", re.MULTILINE)
 _GONE = ("stopped", "dead", "silent", "new")
 
 
-def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
+def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] = ()) -> NodeView:
     """
     A node as `schedule` sees it.
 
@@ -43,15 +43,22 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     """
     capacity = node.amounts("capacity")
     held = {placed.entry.id: holds(node, placed.entry) for placed in running}
+    shared = node.facts.get("pools")
+    size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
+    using = pools.holders((placed.entry for placed in everywhere), size)
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
     }
+    for name in size:
+        foreign[name] = max(0, pools.taken(using.values(), size)[name] - add(*held.values()).get(name, 0))
+    others = {e.id: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()}
     return NodeView(
         name=node.name,
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
-        held=held,
+        held={**others, **held},
+        pools=frozenset(size),
         labels=constraint.sound(node.facts.get("labels")),
         devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
@@ -60,6 +67,20 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
         busy=node.busy,
         idle_load=node.idle_load,
     )
+
+
+def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | None:
+    """(taken, size) of what all nodes share, by the largest size that one says; None if there is nothing."""
+    size: dict[str, int] = {}
+    for node in nodes:
+        said, capacity = node.facts.get("pools"), node.amounts("capacity")
+        for name in said if isinstance(said, list) else ():
+            size[name] = max(size.get(name, 0), capacity.get(name, 0))
+    if not size:
+        return None
+    everywhere = [at for name in spool.nodes() for top in ("running", "reaping") for at in spool.on_node(name, top)]
+    using = pools.holders((at.entry for at in everywhere), size)
+    return pools.taken(using.values(), size), size
 
 
 def lends(node: Seen, entry: Entry) -> Amounts:
@@ -78,10 +99,11 @@ def holds(node: Seen, entry: Entry) -> Amounts:
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
     """The nodes that may be expected to take jobs some time."""
     on: dict[str, list[Placed]] = {}
+    live = [placed for placed in live if placed.top in ("running", "reaping")]
     for placed in live:
         if placed.top == "running":
             on.setdefault(placed.node, []).append(placed)
-    return [view_of(node, on.get(node.name, [])) for node in nodes if node.state not in _GONE]
+    return [view_of(node, on.get(node.name, []), live) for node in nodes if node.state not in _GONE]
 
 
 def conditions_of(spool: Spool, job_id: int) -> Conditions | None:

@@ -47,7 +47,7 @@ class Queue:
         """A fresh listing of those that are to be looked at first, in order."""
         daemon = self.daemon
         ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
-        ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
+        ours |= daemon.live.keys() | daemon.pending.ids()  # an earlier attempt or claim of these may still be
         found = []
         for at in daemon.spool.waiting():
             if at.entry.id not in ours:

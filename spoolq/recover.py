@@ -107,6 +107,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
@@ -336,7 +337,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
     running = daemon.spool.on_node(daemon.node, lasting=True)
-    unsettled = {claimed.entry.id for _, claimed in daemon.unsettled}
+    unsettled = {claimed.entry.id for _, claimed in daemon.unsettled} | daemon.pending.ids()
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]
         with contextlib.suppress(OSError):  # the local disk is full
@@ -353,16 +354,6 @@ def look_for_ghosts(daemon: "Daemon") -> None:
         daemon.sure = False
     if daemon.incomplete:
         daemon.incomplete = daemon.sure = False
-
-
-def capacities(daemon: "Daemon") -> dict[str, Any]:
-    """What the other nodes have to lend, as they say; what one says wrong is not counted."""
-    found = {}
-    for node in daemon.spool.nodes():
-        said = daemon.spool.read_node(node, sure=True).get("capacity")
-        if node != daemon.node and isinstance(said, dict):
-            found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
-    return found
 
 
 def sweep(daemon: "Daemon") -> None:

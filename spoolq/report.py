@@ -305,7 +305,7 @@ def node_lines(
                 (row.state, _NODE_COLOURS.get(row.state, "yellow")),
                 f"{show_amount(held.get(CPUS, 0))}/{show_amount(view.capacity.get(CPUS, 0))}",
                 f"{show_mb(held.get(MEM, 0)) if held.get(MEM) else 0}/{show_mb(view.capacity.get(MEM, 0))}",
-                others(held, view.capacity) or "-",
+                others(held, {name: size for name, size in view.capacity.items() if name not in view.pools}) or "-",
                 "-" if row.load is None else f"{row.load:.2f}",
                 str(len(view.held)),
                 "-" if row.beat_age_s is None else f"{row.beat_age_s:.0f}s",

@@ -20,6 +20,7 @@ from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
 IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
+POOL_KEPT = "what it wants of a shared pool is kept for a job that comes first"
 HOLDERS = 3  # named in a reason
 
 
@@ -68,6 +69,7 @@ class NodeView:
         idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
         labels: what constraints are asked of.
         devices: what is free of each device, where some are told apart.
+        pools: names of what all nodes share; `free` is what is left in all.
     """
 
     name: str
@@ -81,6 +83,7 @@ class NodeView:
     idle_load: int = IDLE_LOAD
     labels: Labels = field(default_factory=dict)
     devices: Stock | None = None
+    pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +133,8 @@ def admit(
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
             if amount > room(name, 0):
                 stay.append((entry, len(start), None))
+                if name in node.pools and _could_ever(entry, node, conditions):
+                    left[name] = 0  # kept for it: others that want less would keep it waiting for ever
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
@@ -154,11 +159,17 @@ def admit(
     return Plan(start=tuple(start), blocked=tuple(blocked), rest=tuple(entry for entry, _, _ in stay[reasons:]))
 
 
+def _could_ever(entry: Entry, node: NodeView, conditions: Callable[[Entry], Conditions | None]) -> bool:
+    return fits(entry.wants, node.capacity) and not _unsuitable(entry, node, conditions(entry))
+
+
 def _why(entry: Entry, node: NodeView, free: Amounts, before: list[Entry], terms: Conditions | None) -> Reason:
     if reason := explain(entry, node, terms, free):
         return reason
     left = free_of(free, [other.wants for other in before])
     short = lacking(entry.wants, left)
+    if not short:
+        return Reason("Priority", POOL_KEPT)
     takers = {other.id: other.wants for other in before}
     parts = [f"{_needs(entry.wants, name)}, {_figure(name, left.get(name, 0))} left" for name in short]
     return Reason("Priority", f"{'; '.join(parts)} after jobs that come first; {_holders(short, takers, 'takes')}")
@@ -224,7 +235,8 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         # of two limits the tighter is shown, so that the figure is the one to wait for
         left = {name: min(declared.get(name, 0), free.get(name, 0)) for name in short}
         parts = [f"{_needs(wants, name)}, {_of(name, left[name], node.capacity)} free" for name in short]
-        return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
+        shared = [f"all nodes share {' and '.join(names)}"] if (names := sorted(node.pools & {*short})) else []
+        return Reason("Resources", "; ".join([*parts, *shared, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
     if node.devices and all(name in node.devices.busy for name in short):

@@ -132,7 +132,7 @@ def test_devices_whole_and_shared(cluster: Cluster):
     touch(again_go)
     cluster.result(again)
     # 1.5 are free, and no two whole ones; a third whole one there is none of
-    part = cluster.sub("-c", "1", "-g", "gpu:1.5", "sh", "-c", SAY)
+    part = cluster.sub("-p", "9", "-c", "1", "-g", "gpu:1.5", "sh", "-c", SAY)
     assert "COMPLETED" == cluster.result(part)["state"]
     assert ["0", "1"] == held(cluster, part)
     assert 2 == cluster.spoolq("sub", "-G", "3", "true").returncode
@@ -205,3 +205,74 @@ def test_devices_of_a_configuration(cluster: Cluster):
     assert ["x", "mine"] == cluster.text(none).split()
     refused = cluster.spoolq("sub", "-g", "gpu:a100:1", "true")
     assert "asks for gpu_type=='*a100*', and no known node is so: on n1 gpu_type is mi250" in refused.stderr
+
+
+def pool(cluster: Cluster, text: str) -> None:
+    with open(f"{cluster.root}/spool.toml", "a") as file:
+        file.write(f"[pools]\n{text}\n")
+
+
+def test_a_pool_is_shared_by_all_nodes_and_never_exceeded(cluster: Cluster):
+    """Three nodes race for two licences; each job counts, under a lock of its own, who else runs."""
+    pool(cluster, "matlab = 2")
+    lock, count, most = (f"{cluster.base}/{name}" for name in ("lock", "count", "most"))
+    for name in (count, most):
+        with open(name, "w") as file:
+            file.write("0\n")
+    add = f"n=$(($(cat {count}) $1)); echo $n > {count}; [ $n -le $(cat {most}) ] || echo $n > {most}"
+    with open(f"{cluster.base}/add.sh", "w") as file:
+        file.write(add)
+    step = f"flock {lock} sh {cluster.base}/add.sh +1; sleep 0.1; flock {lock} sh {cluster.base}/add.sh -1\n"
+    ids = [int(i) for i in cluster.ok("sub", "-c", "1", "-g", "matlab:1", "--each-line", "-", stdin=step * 12).split()]
+    for name in ("n1", "n2", "n3"):
+        cluster.node(name, 4)
+
+    for job in ids:
+        result = cluster.result(job)
+        assert ("COMPLETED", 1) == (result["state"], result["attempt"])
+    with open(most) as file:
+        assert int(file.read()) in (1, 2)
+
+
+def test_why_a_job_waits_for_a_pool(cluster: Cluster):
+    pool(cluster, "matlab = 3")
+    cluster.node("n1", 4)
+    cluster.node("n2", 4)
+    first, go = waiter(cluster, "-c", "1", "-g", "matlab:2", "-w", "n1")
+    runs(cluster, first)
+    second = cluster.sub("-c", "1", "-g", "matlab:2", "-w", "n2", "true")
+    text = said(cluster, second, "needs 2 matlab, 1 of 3 free; all nodes share matlab")
+    assert f"job {first} holds 2 matlab" in text
+    cluster.until(lambda: cluster.place(second) == "queue", "it is not claimed any more, if it was")
+    third = cluster.sub("-c", "1", "-g", "matlab:1", "true")
+    other = cluster.sub("-c", "1", "true")
+    assert "COMPLETED" == cluster.result(other)["state"], "who takes nothing of the pool waits for nobody"
+    cluster.until(lambda: os.path.exists(cluster.home(third, "why/n2")), "n2 says why")
+    assert "queue" == cluster.place(third), "the pool is kept for the one that came first"
+    assert "\npools: matlab 2/3\n" in cluster.ok("nodes")
+    (node,) = json.loads(cluster.ok("nodes", "n2", "--json"))["nodes"]
+    assert {"matlab": {"taken": 2.0, "size": 3.0}} == node["pools"]
+    assert {"cpus", "mem"} == set(node["capacity"]), "nobody's own"
+    refused = cluster.spoolq("sub", "-g", "matlab:4", "true")
+    assert "needs 4 matlab, and no node has more than 3 matlab" in refused.stderr
+    touch(go)
+    for job in (second, third):
+        assert "COMPLETED" == cluster.result(job)["state"]
+
+
+def test_a_pool_is_held_until_the_job_has_ended_and_given_back_by_death(cluster: Cluster):
+    """A daemon killed while its job runs holds the licence; a runner and daemon killed give it back."""
+    pool(cluster, "matlab = 1")
+    node = cluster.node("n1", 2)
+    cluster.node("n2", 2)
+    first, go = waiter(cluster, "-c", "1", "-g", "matlab:1", "-w", "n1")
+    runs(cluster, first)
+    cluster.until(lambda: os.path.exists(cluster.home(first, "stdout")), "it was started")
+    node.kill()
+    node.wait()
+    second = cluster.sub("-c", "1", "-g", "matlab:1", "-w", "n2", "true")
+    said(cluster, second, f"job {first} holds 1 matlab")
+    touch(go)
+    node = cluster.node("n1", 2)
+    assert "COMPLETED" == cluster.result(first)["state"]
+    assert "COMPLETED" == cluster.result(second)["state"]

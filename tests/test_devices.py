@@ -6,7 +6,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spoolq import config, detect
-from spoolq.devices import Bench, Kind, Stock, check_devices, limited, lines, numbered, pick, show, sound
+from spoolq.devices import (
+    Bench,
+    Kind,
+    Stock,
+    check_devices,
+    limited,
+    lines,
+    numbered,
+    pick,
+    said,
+    show,
+    sound,
+    stock_said,
+)
 from spoolq.errors import Misconfigured, UsageError
 from spoolq.resources import add, fits
 from spoolq.schedule import ANYWHERE, NodeView, admit, explain
@@ -238,7 +251,13 @@ def test_facts_and_words():
     bench = Bench({"gpu": numbered("gpu", 2)})
     bench.busy = {"gpu": frozenset("1")}
     held = {7: {"gpu": {"0": 500}}, 9: {"gpu": {"0": 250}}, 11: {}}
-    assert {"devices": {"gpu": {"0": {"7": 500, "9": 250}, "1": {}}}} == bench.facts(held)
+    facts = bench.facts(held)
+    assert {"devices": {"gpu": {"0": {"7": 500, "9": 250}, "1": {}}}} == facts
+    assert {7: {"gpu": {"0": 500}}, 9: {"gpu": {"0": 250}}} == said(facts)
+    left = stock_said({**facts, "busy": {"gpu": [1]}}, {7})  # 9 has ended since
+    assert ({"0": 500, "1": 0}, ["1"]) == (left.free["gpu"], left.busy["gpu"])
+    assert None is stock_said({}, {7})
+    assert {} == said({"devices": {"gpu": {"0": {"x": 500}}, "fpga": 3}}) == said({"devices": [1]})
     assert {} == Bench({}).facts({1: {}})
     assert "gpu 0,2; fpga 1 (0.5)" == show({"gpu": {"0": 1000, "2": 1000}, "fpga": {"1": 500}})
     assert {"gpu": {"0": 5}} == sound({"gpu": {"0": 5, "1": "x", "2": -1, "3": True}, "x": 3})

@@ -39,6 +39,7 @@ PURE = frozenset(
         "overload",
         "pack",
         "paths",
+        "pools",
         "reason",
         "report",
         "reserve",
