@@ -9,30 +9,25 @@ the claim"), and nothing is claimed that an earlier attempt on this node still h
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import home, host, recover, schedule
+from spoolq import chunk, home, host, rerun, schedule
 from spoolq.channel import Gone
 from spoolq.entry import Entry, fitting
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
-from spoolq.launch import Prepared
+from spoolq.launch import NOT_THE_JOBS_FAULT, Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
 from spoolq.spool import Placed
+from spoolq.throttle import Throttle
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
-
-# the spool or the machine is short of something: the job waits, here or for another node
-NOT_THE_JOBS_FAULT = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
-)
 
 log = logging.getLogger("spoolq")
 
@@ -102,7 +97,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.id: live.at.entry.wants for live in daemon.live.values()},
+        held={live.at.entry.unit: live.at.entry.wants for live in daemon.live.values()},
         full=daemon.presence.full,
         draining=daemon.presence.draining,
     )
@@ -140,10 +135,11 @@ def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.
 def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
     """A fresh listing of the first waiting entries."""
     found = []
-    ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
+    ours = {item.at.entry.unit for item in daemon.ended} | {at.entry.unit for at, _ in daemon.unsettled}
     ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
+    throttle = Throttle(daemon)
     for at in daemon.spool.waiting():
-        if at.entry.id not in ours:
+        if at.entry.unit not in ours and (not at.entry.chunk or throttle.lets(at.entry)):
             found.append(at)
         if len(found) >= most:
             break
@@ -167,9 +163,13 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
 
 def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
-    daemon.launcher.forget(at.entry.id)
+    if not at.entry.chunk:  # of an array there is more to come
+        daemon.launcher.forget(at.entry.id)
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
-        recover.give_back(daemon, at)
+        rerun.give_back(daemon, at)
+        return
+    if at.entry.chunk:
+        chunk.begin(daemon, at, ready, began)
         return
     live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None)
     if ready.problem:
@@ -178,7 +178,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT or recover.is_away(daemon):
+        if error.errno in NOT_THE_JOBS_FAULT or rerun.is_away(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
@@ -198,10 +198,10 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:
     """Give a claim back that this node cannot start for reasons of its own, and claim no more until the next beat."""
-    log.warning("gave back job=%d why=%s", live.at.entry.id, why)
+    log.warning("gave back job=%s why=%s", live.at.entry.unit, why)
     daemon.presence.full = True
     daemon.drop_live(live)
-    recover.give_back(daemon, live.at)
+    rerun.give_back(daemon, live.at)
 
 
 def fail(daemon: "Daemon", live: Live, why: str) -> None:
@@ -233,4 +233,4 @@ def settle_claims(daemon: "Daemon") -> None:
             continue
         daemon.unsettled.remove(pair)
         if answer is Answer.WON:  # the lease of its claim is not known any more: give it back and claim it anew
-            recover.give_back(daemon, claimed)
+            rerun.give_back(daemon, claimed)

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from spoolq import __version__, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
+from spoolq import __version__, chunk, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
 from spoolq.channel import Family, Gone, say_program
+from spoolq.chunk import Chunk
 from spoolq.claims import Claims
 from spoolq.config import Policy
 from spoolq.deliver import Finished
@@ -73,7 +74,9 @@ class Daemon:
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
         self.scratch, self.meter = Scratch(state_dir), host.Meter()
-        self.live: dict[int, Live] = {}
+        self.live: dict[int | str, Live] = {}  # by what their entries are called: `entry.unit`
+        self.chunks: dict[int | str, Chunk] = {}  # those of them that are of arrays
+        self.task_ends: list[tuple[Chunk, Finished]] = []  # results of their tasks that are not recorded yet
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
         self.ended: list[Finished] = []
         self.candidates: list[Placed] = []
@@ -81,7 +84,7 @@ class Daemon:
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
         self._due: dict[str, float] = {}
-        self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
+        self.retries: dict[tuple[int | str, int], float] = {}  # (unit, gen) of what waits in held/ -> when it may go on
         self.peers = Peers(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
@@ -147,7 +150,13 @@ class Daemon:
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
         self.part("start", claim.start_jobs, self, now)
-        if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
+        if self.chunks:
+            self.part("chunks", chunk.advance, self)
+        if (
+            (self.ended or self.task_ends)
+            and now >= self._due.get("deliver", 0.0)
+            and not self.part("deliver", self.deliver_ended)
+        ):
             self._due["deliver"] = now + self._retry_s
             self._retry_s = min(self._retry_s * 2, RETRY_S[1])
         if self.due("control", now, 1.0):
@@ -224,7 +233,7 @@ class Daemon:
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
-        if self.ended:
+        if self.ended or self.task_ends:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         return max(0.0, nearest - now)
 
@@ -238,7 +247,7 @@ class Daemon:
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.retries or self.intake.unfinished:
+        if self.live or self.ended or self.task_ends or self.unsettled or self.retries or self.intake.unfinished:
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         return idle is not None and self.looked and host.boottime() - self.last_work >= idle
@@ -284,8 +293,11 @@ class Daemon:
             say_program(self.state_dir)
             self.family.send({"op": "reexec"})
 
-    def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
+    def take_end(self, job_id: int | str, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        if isinstance(job_id, str):
+            chunk.take_end(self, job_id, attempt, ended)
+            return
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
@@ -302,8 +314,11 @@ class Daemon:
         if not self.candidates:
             self._due["queue"] = 0.0
 
-    def take_refusal(self, job_id: int, attempt: int, why: str) -> None:
+    def take_refusal(self, job_id: int | str, attempt: int, why: str) -> None:
         """The runner did not start it (lease over, local disk full): the entry is given back, if it agrees."""
+        if isinstance(job_id, str):
+            chunk.take_refusal(self, job_id, attempt, why)
+            return
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
@@ -314,7 +329,8 @@ class Daemon:
 
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
-        self.live.pop(live.at.entry.id, None)
+        self.live.pop(live.at.entry.unit, None)
+        self.chunks.pop(live.at.entry.unit, None)
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -326,6 +342,9 @@ class Daemon:
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
+        if self.task_ends:
+            chunk.record_ends(self)
+            chunk.advance(self)
         ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
         try:
             deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
@@ -355,7 +374,12 @@ class Daemon:
         times = os.times()
         self.meter.sample(message["cpu_s"] + times.user + times.system)
         for key, used in message["jobs"].items():
-            live = self.live.get(int(key.partition(".")[0]))
+            unit, _, attempt = key.rpartition(".")
+            if "_" in unit:
+                of_array = chunk.of_run(self, unit, int(attempt))
+                live = of_array.live if of_array else None
+            else:
+                live = self.live.get(int(unit))
             if live:
                 live.rss_mb = int(used["rss_mb"])
 

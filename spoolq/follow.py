@@ -78,6 +78,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("run: --each-line is for `spoolq sub`")
     found = where.find(parsed.flags.get("spool", ""), make=True)
     asked = request.ask(parsed, found, request.current_directory())
+    if asked.job.array:
+        raise UsageError("run: shows one job; for an array: spoolq sub --array ... --wait")
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()

@@ -260,6 +260,8 @@ class Intake:
             submit_host=self.node,
             export="none",
         )
+        if job.array:  # its one file can become one entry only
+            raise JobFileError("is an array: submit it with `spoolq sub`", file=name)
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

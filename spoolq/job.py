@@ -36,6 +36,8 @@ class Job(NamedTuple):
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
         held: a key of `entry.HELD`, or empty.
+        array: which tasks it has (see `array`), or empty.
+        max_fails: when so many of them have failed no more are started; 0: whatever happens.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -57,6 +59,8 @@ class Job(NamedTuple):
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     held: str = ""
+    array: str = ""
+    max_fails: int = 0
     export: str = "all"
     user: str = ""
     submitted: str = ""

@@ -10,10 +10,11 @@ at most MOST_FILES.
 
 import contextlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from spoolq import roster, schedule
+from spoolq import array, roster, schedule
 from spoolq.entry import Entry
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
@@ -33,7 +34,7 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.id: placed.entry.wants for placed in running}
+    held = {placed.entry.unit: placed.entry.wants for placed in running}
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
@@ -73,6 +74,7 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
+        self._running = Counter(placed.entry.id for placed in live if placed.top == "running" and placed.entry.chunk)
         self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
         self._files = 0
 
@@ -93,6 +95,8 @@ class Outlook:
     def _by_names(self, placed: Placed) -> Reason:
         entry = placed.entry
         terms: Conditions | None = ANYWHERE
+        if entry.chunk and (full := self._full(entry)):
+            return full
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
@@ -103,6 +107,14 @@ class Outlook:
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
         return known
+
+    def _full(self, entry: Entry) -> Reason | None:
+        """That as many tasks of its array run as may."""
+        limit = array.limit_of(entry)
+        runs = self._running[entry.id] if limit and not entry.held else 0
+        if not limit or runs < limit:
+            return None
+        return Reason("ArrayTaskLimit", f"{runs} tasks of job {entry.id} run, and no more than {limit} may (%{limit})")
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
         if entry.held:

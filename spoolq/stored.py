@@ -25,9 +25,9 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 
 # Fields of Job by the kind of their values; the key in the file is the name of the option. What has its default is
 # left out. A new field needs its name here, and nothing else in this room.
-_TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "open_mode", "output_mode", "export"]
+_TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "open_mode", "output_mode", "export", "array"]
 _TEXTS += ["user", "submitted", "submit_host"]
-_NUMBERS = ["priority", "retries"]
+_NUMBERS = ["priority", "retries", "max_fails"]
 _FLAGS = ["script"]
 _LISTS = ["command", "nodelist", "exclude", "declared"]
 _KEYS = {

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "spoolq"
 # values in, values out: no disk, no clock, no processes, no log
 PURE = frozenset(
     [
+        "array",
         "entry",
         "environment",
         "errors",
@@ -51,6 +52,7 @@ FAMILY = frozenset(
 TOUCH_THE_SPOOL = frozenset(
     [
         "amend",
+        "chunk",
         "claim",
         "deliver",
         "doctor",
@@ -60,11 +62,13 @@ TOUCH_THE_SPOOL = frozenset(
         "peers",
         "presence",
         "recover",
+        "regain",
         "rerun",
         "ship",
         "show",
         "spool",
         "steer",
+        "tasks",
         "trial",
     ]
 )
