@@ -22,7 +22,7 @@ MOST_NUMBER = 999_999_999
 SINGLES = 300  # up to so many tasks each is an entry of its own
 MOST_CHUNKS = 500  # entries of one array
 ROUNDS = 2  # the first chunks hold 1/ROUNDS of what each worker will get of the rest
-WORKERS = 64  # where nothing is known of the nodes
+WORKERS = 64  # at least assumed, since more nodes may come while an array waits
 
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
 _UNIT = re.compile(r"([1-9]\d{0,11})_(?:\[([\d,:-]+)\]|(\d{1,9}(?:-\d{1,9})?))")

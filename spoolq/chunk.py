@@ -369,5 +369,8 @@ def through_reaping(daemon: "Daemon", chunk: Chunk, other: tuple[str, ...], *, h
 
 
 def drop(daemon: "Daemon", chunk: Chunk) -> None:
-    """Forget it."""
+    """Forget it; what it held is free."""
     daemon.drop_live(chunk.live)
+    daemon.freed = True
+    if not daemon.candidates:
+        daemon.set_due("queue", 0.0)

@@ -70,7 +70,7 @@ class Daemon:
         self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
-        self.sure = self.troubled = self.incomplete = False
+        self.sure = self.troubled = self.incomplete = self.freed = False
         self.family, self.connected = Family.connect(state_dir), True
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
         self.scratch, self.meter = Scratch(state_dir), host.Meter()
@@ -159,6 +159,9 @@ class Daemon:
         ):
             self._due["deliver"] = now + self._retry_s
             self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+        if self.freed:  # a chunk is through, and what it held is free
+            self.freed = False
+            self.part("start", claim.start_jobs, self, now)
         if self.due("control", now, 1.0):
             self.part("drain", self.presence.heed)
             self.part("control", control.obey, self)
@@ -375,12 +378,8 @@ class Daemon:
         self.meter.sample(message["cpu_s"] + times.user + times.system)
         for key, used in message["jobs"].items():
             unit, _, attempt = key.rpartition(".")
-            if "_" in unit:
-                of_array = chunk.of_run(self, unit, int(attempt))
-                live = of_array.live if of_array else None
-            else:
-                live = self.live.get(int(unit))
-            if live:
+            of_array = chunk.of_run(self, unit, int(attempt))
+            if live := of_array.live if of_array else self.live.get(int(unit) if unit.isdigit() else unit):
                 live.rss_mb = int(used["rss_mb"])
 
     def publish(self, state: str) -> None:
