@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "out": ("output", "out", "a job's output; -f follows it"),
     "wait": ("awaiting", "wait", "wait for jobs; exits with the worst code"),
     "hist": ("look", "hist", "jobs that have ended"),
+    "eff": ("eff", "eff", "what jobs used of what they asked for"),
+    "suggest": ("eff", "suggest", "what to ask for, from earlier runs"),
     "kill": ("steer", "kill", "cancel jobs, or send them a signal"),
     "hold": ("steer", "hold", "keep waiting jobs from starting"),
     "release": ("steer", "release", "let held jobs start"),
@@ -53,7 +55,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 _GROUPS = (
     ("Submit", ("sub", "run")),
-    ("Look", ("stat", "show", "why", "out", "wait", "hist")),
+    ("Look", ("stat", "show", "why", "out", "wait", "hist", "eff", "suggest")),
     ("Steer", ("kill", "hold", "release", "suspend", "resume", "requeue", "edit")),
     ("Nodes", ("nodes", "drain", "undrain", "node-dead", "node")),
     ("Spool", ("init", "doctor", "config", "completion")),
@@ -67,7 +69,9 @@ Examples:
   spoolq wait 40-45 && echo done       exit with the worst code of six jobs
   spoolq node                          serve: start this on every machine that shares the spool
 """
-_LOOK = frozenset(("stat", "show", "why", "out", "wait", "hist", "nodes", "doctor", "config", "completion", "node"))
+_LOOK = frozenset(
+    ("stat", "show", "why", "out", "wait", "hist", "eff", "suggest", "nodes", "doctor", "config", "completion", "node")
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SILENT = (errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ECONNREFUSED)  # of a soft mount
 _INTERRUPTED, _NOBODY_READS = 130, 141  # 128 + SIGINT, 128 + SIGPIPE, as a shell would see it

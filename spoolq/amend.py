@@ -9,9 +9,10 @@ Invariant: the job file stays as submitted; the entry's name is what counts.
 
 import os
 import sys
+import time
 from typing import Any
 
-from spoolq import arguments, options, resources, schedule, steer
+from spoolq import arguments, begin, options, resources, schedule, steer
 from spoolq.arguments import Command
 from spoolq.entry import RERUN_WORDS, RERUNS, Entry, format_name, label_of, rank_of
 from spoolq.errors import JobFileError, UsageError
@@ -20,7 +21,7 @@ from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.steer import Outcome
 
-KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "gpus", "gres")
+KEYS = ("cpus", "mem", "time", "priority", "nice", "name", "rerun", "begin", "gpus", "gres", "depend")
 RUNNING_KEYS = ("time", "mem")
 # what else people type
 _ALSO = {"memory": "mem", "label": "name", "job-name": "name", "time-limit": "time", "cpus-per-task": "cpus"}
@@ -33,7 +34,8 @@ EDIT = Command(
     steer.KILL.flags[1:],
     "job",
     f"Keys: {', '.join(KEYS)}; any unambiguous beginning of one will do.\n"
-    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10; edit 42 gres=license:2; edit 42 gpus=0\n"
+    "Examples: edit 42 mem=3G time=2h; edit 40-45 prio=10 begin=now+2h; edit 42 gres=license:2; edit 42 gpus=0;\n"
+    "          edit 42 depend=none\n"
     "Without KEY=VALUE on a terminal one job is opened in $VISUAL or $EDITOR.",
 )
 COMMANDS = {"edit": EDIT}
@@ -88,7 +90,7 @@ def find_key(name: str) -> str:
 
 def parse(changes: dict[str, str]) -> dict[str, Any]:
     """
-    Changes of an entry: `wants` (0 means none of it any more), `limit_s`, `rank`, `label`, `rerun`.
+    Changes of an entry: `wants` (0 means none of it any more), `limit_s`, `rank`, `label`, `rerun`, `begin` (epoch s).
 
     Raises:
         UsageError: a value is wrong.
@@ -100,6 +102,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
             wants[options.GPU] = 0
         elif key == "gres":
             wants |= _gres(value)
+        elif key == "depend":
+            if value.strip() not in _NONE:
+                raise UsageError(f"edit: depend: only `none` is possible, to let a job go (not {value[:60]!r})")
+            fields["held"] = ""
         else:
             found = options.BY_NAME[key].parse(value)
             wants |= found.pop("wants", {})
@@ -111,6 +117,10 @@ def parse(changes: dict[str, str]) -> dict[str, Any]:
         entry["rank"] = rank_of(fields["priority"])
     if "name" in fields:
         entry["label"] = label_of(fields["name"])
+    if "begin" in fields:
+        entry["begin"] = begin.moment(fields["begin"], time.time())
+    if "held" in fields:
+        entry["held"] = ""  # let go of its dependencies
     if "rerun" in fields:
         entry["rerun"] = RERUNS[fields["rerun"]]
     return entry
@@ -124,7 +134,10 @@ def _gres(text: str) -> dict[str, int]:
         if number.strip() == "0" and name not in (CPUS, MEM):
             wants[name] = 0
         else:
-            wants |= options.BY_NAME["gres"].parse(part)["wants"]
+            found = options.BY_NAME["gres"].parse(part)
+            if "typed" in found:
+                raise UsageError(f"gres: {part.strip()!r}: the type stays as it was submitted (example: gres=gpu:2)")
+            wants |= found["wants"]
     return wants
 
 
@@ -134,6 +147,14 @@ def changed(entry: Entry, fields: dict[str, Any]) -> dict[str, Any]:
     if "wants" in merged:
         wants = {**entry.wants, **merged["wants"]}
         merged["wants"] = {name: amount for name, amount in wants.items() if amount}
+    if "held" in merged:
+        merged["held"] = begin.next_hold(entry, time.time())
+    if "begin" in merged:
+        when = merged.pop("begin")
+        ahead = when > time.time()
+        merged["other"] = begin.beginning(entry, when if ahead else None)
+        if entry.held in ("", begin.HELD):  # else somebody holds it, and a release heeds the time
+            merged["held"] = begin.HELD if ahead else ""
     return {name: value for name, value in merged.items() if getattr(entry, name) != value}
 
 
@@ -151,6 +172,8 @@ def edit_step(
         return steer.over(placed)
     if placed.top == "reaping":
         return steer.nothing(placed, f"node {placed.node} is just deciding about it, try again", failed=True)
+    if "held" in fields and entry.held != "HD":
+        return steer.nothing(placed, "does not wait for other jobs", failed=True)
     new = changed(entry, fields)
     if not new:
         return Outcome(entry.id, "unchanged", f"job {entry.id}: is so already")
@@ -186,6 +209,8 @@ def _edit_running(spool: Spool, placed: Placed, changes: dict[str, str], new: di
 def describe(entry: Entry) -> str:
     """What an entry asks for, for people."""
     parts = [resources.show(entry.wants), f"time {resources.show_seconds(entry.limit_s)}", f"priority {entry.priority}"]
+    if (when := begin.begins(entry)) is not None:
+        parts.append(f"begins {begin.words(when, time.time())}")
     return ", ".join([*parts, f"rerun {RERUN_WORDS[entry.rerun]}", f"name {entry.label or '-'}"])
 
 

@@ -7,6 +7,8 @@ Invariant: a job counts as ended only when its entry is in done/ (the commit poi
 long after, when history says so; a job that is nowhere is reported, and never waited for.
 """
 
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -121,23 +123,34 @@ def until_ended(
     pending -= found.keys()
     found |= lost(spool, pending)
     pending -= found.keys()
-    while pending and not (any_of and found):
-        now = time.monotonic()
-        if timeout_s is not None and now - began >= timeout_s:
-            break
-        nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
-        now = time.monotonic()
-        certainly = now - sure >= SURE_S
-        found |= ended_now(spool, pending, sure=certainly)
-        look_s = time.monotonic() - now
-        if certainly:
-            sure = now
-        pending -= found.keys()
-        if pending and now - checked >= LOST_S:
-            found |= lost(spool, pending)
-            checked = time.monotonic()
+    with _lending(spool, pending):
+        while pending and not (any_of and found):
+            now = time.monotonic()
+            if timeout_s is not None and now - began >= timeout_s:
+                break
+            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
+            now = time.monotonic()
+            certainly = now - sure >= SURE_S
+            found |= ended_now(spool, pending, sure=certainly)
+            look_s = time.monotonic() - now
+            if certainly:
+                sure = now
             pending -= found.keys()
+            if pending and now - checked >= LOST_S:
+                found |= lost(spool, pending)
+                checked = time.monotonic()
+                pending -= found.keys()
     return found
+
+
+def _lending(spool: Spool, pending: Collection[Unit]) -> contextlib.AbstractContextManager[None]:
+    """In a job that waits for others: what `nested` does meanwhile."""
+    if not pending or "SPOOLQ_JOB_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from spoolq import nested
+
+    nested.refuse_own(spool, [unit for unit in pending if isinstance(unit, int)])
+    return nested.waiting(spool)
 
 
 def nap(waited_s: float, most_s: float | None = None, *, least_s: float = SHORTEST_S) -> None:
@@ -167,7 +180,7 @@ def ended_now(spool: Spool, pending: Collection[Unit], *, sure: bool) -> dict[Un
                 found[job_id] = Outcome(job_id, shell_code(ending), of_ending(ending or "").name)
     wanted = {unit for unit in likely if type(unit) is str or unit in arrays}
     if wanted:
-        found |= _of_arrays(spool, wanted, arrays)
+        found |= of_arrays(spool, wanted, arrays)
     return found
 
 
@@ -176,7 +189,7 @@ def id_of(unit: Unit) -> int:
     return unit if isinstance(unit, int) else int(unit.partition("_")[0])
 
 
-def _of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Placed]]) -> dict[Unit, Outcome]:
+def of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Placed]]) -> dict[Unit, Outcome]:
     """The arrays and tasks that have ended: a task also while its chunk goes on, if it is not tried again."""
     from spoolq import array, tally
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from spoolq import array, deliver, host, rerun, result, ship, tasks, throttle
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
+from spoolq.devices import Held
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.launch import NOT_THE_JOBS_FAULT, Prepared
@@ -83,9 +84,11 @@ def run_key(entry: Entry, number: int) -> Key:
 # --- claimed
 
 
-def begin(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
+def begin(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: Held) -> None:
     """A chunk was claimed: look what is left to do, and start the first task."""
-    live = daemon.live[at.entry.unit] = Live(at, ready.job if not ready.problem else None)
+    live = daemon.live[at.entry.unit] = Live(
+        at, ready.job if not ready.problem else None, since=host.boottime(), devices=held
+    )
     chunk = daemon.chunks[at.entry.unit] = Chunk(live, lease=began)
     if ready.problem:
         cancel(daemon, chunk, "exit126", ready.problem)
@@ -189,8 +192,9 @@ def start(daemon: "Daemon", chunk: Chunk) -> None:
         return
     try:
         live.scratch = daemon.scratch.take()
-        message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy)
+        message = daemon.launcher.message(entry, ready, live.scratch, daemon.policy, live.devices)
         message["until"] = chunk.lease + daemon.policy.fence_s
+        daemon.around.wrap(entry, ready.job, message)
         daemon.family.send(message, live.outputs)
     except Gone:
         raise  # the next runner will say that it does not know it
@@ -229,15 +233,16 @@ def of_run(daemon: "Daemon", unit: int | str, attempt: int) -> Chunk | None:
 def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, Any]) -> None:
     """A task ended: its result is recorded soon, and the next starts."""
     chunk = of_run(daemon, unit, attempt)
-    if chunk is None or chunk.current is None:
+    if chunk is None or chunk.current is None or daemon.around.unfinished((unit, attempt), ended):
         return
+    again = daemon.around.judge((unit, attempt), ended)
     live = chunk.live
     at = live.at._replace(entry=array.task_entry(chunk.entry, chunk.current))
     outputs, live.outputs = live.outputs, ()
     clear(daemon, live)
     chunk.current, live.rss_mb = None, 0
-    if ended.get("reason") == "lost" and chunk.entry.rerun == "Y":  # fenced: as if it had not run
-        chunk.stop, chunk.why = REQUEUED, "its node could not reach the spool"
+    if again or (ended.get("reason") == "lost" and chunk.entry.rerun == "Y"):  # fenced: as if it had not run
+        chunk.stop, chunk.why = REQUEUED, "its node could not run it, or not reach the spool"
     chunk.unsent += 1
     daemon.task_ends.append((chunk, Finished(at, ended, live.job, outputs, requeue=chunk.stop == REQUEUED)))
     daemon.last_work = host.boottime()
@@ -267,6 +272,7 @@ def record_ends(daemon: "Daemon") -> None:
     daemon.task_ends = [(chunk, item) for chunk, item in daemon.task_ends if id(item) not in gone]
     for item in through:
         ship.forget(daemon.state_dir, (item.at.entry.unit, item.at.entry.attempt))
+        daemon.around.through(item)
     daemon.family.send({"op": "forget", "jobs": [[i.at.entry.unit, i.at.entry.attempt] for i in through]})
     if failed:
         raise failed
@@ -343,6 +349,7 @@ def finish(daemon: "Daemon", chunk: Chunk, word: str) -> bool:
         chunk.live.at = newer
         return False
     drop(daemon, chunk)
+    daemon.dependents.over.append(at.entry.id)
     daemon.sure = daemon.sure and answer is not Answer.UNKNOWN
     daemon.looked = daemon.limits.once and daemon.looked
     log.info("ended job=%s attempt=%d %s %s", at.entry.unit, at.entry.attempt, word, answer.value)

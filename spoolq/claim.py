@@ -11,20 +11,22 @@ the claim"), and nothing is claimed that an earlier attempt on this node still h
 import contextlib
 import functools
 import logging
+import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import chunk, home, host, rerun, schedule
+from spoolq import busy, chunk, elbow, home, host, lend, rerun, schedule
 from spoolq.channel import Gone
-from spoolq.entry import Entry, fitting
+from spoolq.devices import NONE_HELD, Held, Stock
+from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.launch import NOT_THE_JOBS_FAULT, Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
-from spoolq.resources import CPUS, MEM, UNIT, Amounts, free_of
+from spoolq.queue import SCAN_LIMIT
+from spoolq.resources import CPUS, MEM, UNIT, Amounts, add
 from spoolq.spool import Placed
-from spoolq.throttle import Throttle
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("spoolq")
 
 BUSY_POLL_S, IDLE_POLL_S = 0.05, 1.0  # between looks at the queue: after recent work, growing to idle
-SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 AHEAD = 8  # jobs whose homes are read before their turn
 WINDOW = 16  # of them considered first: with many alike, what fits is found there
 REASONS = 20  # blocked jobs that get a why file in one pass
@@ -43,20 +44,25 @@ def start_jobs(daemon: "Daemon", now: float) -> None:
     """Claim and start what fits, in order; the listing is kept while it is young and lasts."""
     if not has_room(daemon):
         if daemon.due("explain", now, FULL_EXPLAIN_S):  # also a node that has no room says so
-            waiting = look_at_queue(daemon, REASONS)
-            explain(daemon, admit(daemon, waiting, REASONS), now)
+            waiting = daemon.queue.look(REASONS)
+            daemon.pending.look(waiting, now)
+            explain(daemon, admit(daemon, waiting, REASONS, whole=False), now)
             daemon.looked = daemon.looked or not waiting
         return
     if now >= daemon.due_at("queue"):
-        daemon.candidates = look_at_queue(daemon)
+        daemon.candidates = daemon.queue.look()
+        if daemon.candidates:
+            daemon.placement.look(now)
+            daemon.pending.look(daemon.candidates, now)
         daemon.poll_s = IDLE_POLL_S if daemon.candidates else min(daemon.poll_s * 1.5, IDLE_POLL_S)
         daemon.set_due("queue", now + daemon.poll_s)
     while daemon.candidates and has_room(daemon):
         looked_at = daemon.candidates[:WINDOW]
-        plan = admit(daemon, looked_at, 0)
+        whole = len(looked_at) == len(daemon.candidates)
+        plan = admit(daemon, looked_at, 0, whole=whole)
         if not plan.start:
             looked_at = daemon.candidates
-            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0)
+            plan = admit(daemon, looked_at, REASONS if daemon.due("explain", now, EXPLAIN_S) else 0, whole=True)
             explain(daemon, plan, now)
         if not plan.start:
             daemon.looked = daemon.limits.once or not any(could_ever(daemon, at) for at in looked_at)
@@ -84,11 +90,39 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [live.at.entry.wants for live in daemon.live.values()]
-    if not daemon.measured:
-        return free_of(daemon.capacity, held)
-    unused = sum(max(0, live.at.entry.wants.get(MEM, 0) - live.rss_mb * UNIT) for live in daemon.live.values())
-    return schedule.effective_free(daemon.capacity, held, daemon.meter.measured(), unused)
+    held = [*holdings(daemon).values()]
+    # where devices are told apart, `stock` knows which are both lent and used by others
+    measured = busy.left(
+        daemon.capacity, {n: ids for n, ids in daemon.gauge.busy.items() if n not in daemon.bench.kinds}
+    )
+    unused = 0
+    if daemon.measured:
+        lives = daemon.live.values()
+        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
+    found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
+    if left := stock(daemon):
+        found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
+    return {**found, **daemon.pending.left()}
+
+
+def holdings(daemon: "Daemon") -> dict[int | str, Amounts]:
+    """What each job of this node holds, also one that is claimed and not certain to start."""
+    pending = {item.at.entry.unit: item.at.entry.wants for item in daemon.pending.items}
+    return {job_id: live.holds for job_id, live in daemon.live.items()} | pending
+
+
+def stock(daemon: "Daemon") -> Stock | None:
+    """What is free of each device, where some are told apart."""
+    bench = daemon.bench
+    pending = [item.devices for item in daemon.pending.items]
+    return bench.stock([*pending, *(live.devices for live in daemon.live.values())]) if bench.kinds else None
+
+
+def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
+    """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
+    lives = daemon.live.values()
+    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -97,15 +131,22 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         name=daemon.node,
         capacity=daemon.capacity,
         free=free(daemon),
-        held={live.at.entry.unit: live.at.entry.wants for live in daemon.live.values()},
+        held={**daemon.pending.others(), **holdings(daemon)},
+        pools=frozenset(daemon.policy.pools),
+        labels=daemon.labels,
+        devices=stock(daemon),
         full=daemon.presence.full,
         draining=daemon.presence.draining,
+        busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
+        idle_load=round(daemon.policy.idle_load * UNIT),
     )
 
 
 def could_ever(daemon: "Daemon", at: Placed) -> bool:
     """Whether a job could start here if nothing else used this machine; if so, `--idle-exit` waits for it."""
-    idle = schedule.NodeView(name=daemon.node, capacity=daemon.capacity, free=daemon.capacity)
+    lent = daemon.capacity
+    whole = Stock(daemon.bench.kinds)
+    idle = schedule.NodeView(name=daemon.node, capacity=lent, free=lent, labels=daemon.labels, devices=whole)
     return schedule.explain(at.entry, idle, conditions(daemon, at.entry)) is None
 
 
@@ -115,7 +156,14 @@ def conditions(daemon: "Daemon", entry: Entry) -> schedule.Conditions | None:
         ready = daemon.launcher.prepare(entry)
     except (OSError, SpoolqError):  # perhaps this home alone: the job stays, and stops no other
         return None
-    return schedule.Conditions(nodelist=ready.job.nodelist, exclude=ready.job.exclude, missing=ready.missing)
+    job = ready.job
+    return schedule.Conditions(
+        nodelist=job.nodelist,
+        exclude=job.exclude,
+        constraint=job.constraint,
+        missing=ready.missing,
+        time_factor=elbow.time_factor(job, daemon.policy) if job.time_factor else 0.0,
+    )
 
 
 def prepare_ahead(daemon: "Daemon") -> None:
@@ -125,43 +173,44 @@ def prepare_ahead(daemon: "Daemon") -> None:
             daemon.launcher.prepare(at.entry)
 
 
-def admit(daemon: "Daemon", candidates: list[Placed], reasons: int) -> schedule.Plan:
-    """What of some candidates may start now."""
-    node = view(daemon)
-    entries = [at.entry for at in candidates]
-    return schedule.admit(entries, node.free, node, functools.partial(conditions, daemon), reasons)
-
-
-def look_at_queue(daemon: "Daemon", most: int = SCAN_LIMIT) -> list[Placed]:
-    """A fresh listing of the first waiting entries."""
-    found = []
-    ours = {item.at.entry.unit for item in daemon.ended} | {at.entry.unit for at, _ in daemon.unsettled}
-    ours |= daemon.live.keys()  # an earlier attempt or claim of these may still be
-    throttle = Throttle(daemon)
-    for at in daemon.spool.waiting():
-        if at.entry.unit not in ours and (not at.entry.chunk or throttle.lets(at.entry)):
-            found.append(at)
-        if len(found) >= most:
-            break
-    return found
+def admit(daemon: "Daemon", candidates: list[Placed], reasons: int, *, whole: bool) -> schedule.Plan:
+    """What of some candidates may start now; `whole`: they are all that are known."""
+    node, asked = view(daemon), functools.partial(conditions, daemon)
+    allowed, barred = daemon.queue.allowed(candidates)
+    plan = daemon.placement.admit(allowed, node, asked, whole=whole, reasons=reasons)
+    return daemon.queue.trimmed(plan, barred, reasons)
 
 
 def start_one(daemon: "Daemon", at: Placed) -> Answer:
     """Claim one entry and hand it to the runner; the lease held before the claim is the one that counts."""
     ready = daemon.launcher.prepare(at.entry)
+    left = stock(daemon)
+    held = left.lend(at.entry.wants) if left else NONE_HELD
+    if held is None:
+        return Answer.LOST  # not tried: what was free when it was chosen is busy now
+    named, shared = fitting(released(at.entry).next()), daemon.pending.concerns(at.entry.wants)
+    if shared and named.wants != at.entry.wants:
+        return Answer.LOST  # a name too long to say what it holds: not for this node to start
     began = daemon.presence.began
-    daemon.claims.add(fitting(at.entry.next()).name)
+    daemon.claims.add(named.name)
     answer, claimed = daemon.spool.claim(at, daemon.node)
     if answer is Answer.UNKNOWN:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
+        if daemon.queue.too_many(claimed.entry):
+            rerun.give_back(daemon, claimed)
+            daemon.set_due("queue", host.boottime() + random.uniform(0.5, 1.5) * IDLE_POLL_S)  # noqa: S311  # jitter
+            return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
             ready = daemon.launcher.prepare(at.entry)
-        launch(daemon, claimed, ready, began)
+        if shared and not ready.problem:
+            daemon.pending.add(claimed, ready, began, held)
+        else:
+            launch(daemon, claimed, ready, began, held)
     return answer
 
 
-def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
+def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: Held = NONE_HELD) -> None:
     """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
     if not at.entry.chunk:  # of an array there is more to come
         daemon.launcher.forget(at.entry.id)
@@ -169,9 +218,10 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         rerun.give_back(daemon, at)
         return
     if at.entry.chunk:
-        chunk.begin(daemon, at, ready, began)
+        chunk.begin(daemon, at, ready, began, held)
         return
-    live = daemon.live[at.entry.id] = Live(at, ready.job if not ready.problem else None)
+    job = ready.job if not ready.problem else None
+    live = daemon.live[at.entry.id] = Live(at, job, since=host.boottime(), devices=held)
     if ready.problem:
         fail(daemon, live, ready.problem)
         return
@@ -187,8 +237,9 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float) -> None:
         if at.entry.rerun == "N":  # the disk may be ours: a claim that a power loss undid would be made again
             daemon.spool.make_durable([at])
         live.scratch = daemon.scratch.take()
-        message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy)
+        message = daemon.launcher.message(at.entry, ready, live.scratch, daemon.policy, held)
         message["until"] = began + daemon.policy.fence_s
+        daemon.around.wrap(at.entry, ready.job, message)
         daemon.family.send(message, live.outputs)
     except Gone:
         raise  # the next runner will say that it does not know it

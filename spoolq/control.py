@@ -14,7 +14,7 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, chunk, deliver, home, host, ship
+from spoolq import array, chunk, deliver, elbow, home, host, lend, ship
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry, fitting
 from spoolq.errors import NotFound, SpoolqError
@@ -73,6 +73,7 @@ def unit_of(request: Request) -> int | str:
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     requests = daemon.spool.requests(daemon.node)
+    lend.count(daemon, requests)
     daemon.carried_out &= {name for name, _ in requests}
     again: set[int | str] = set()
     over: dict[int, set[Key]] = {}
@@ -97,6 +98,9 @@ def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[Ke
     """One request, wherever its job is; `over`: what has ended, of the groups of ids that were looked at."""
     job_id, attempt = unit_of(request), request.get("attempt")
     live = daemon.live.get(job_id)
+    if request["verb"] == "lend":  # counted by `lend`; it stays for as long as its sender waits
+        here = live is not None and attempt == live.at.entry.attempt
+        return Verdict.STAYS if here and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
     if "chunk" not in request and (mine := [one.live for one in daemon.chunks.values() if one.entry.id == job_id]):
@@ -131,7 +135,7 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
         return Verdict.DONE
     answer = Answer.WON
     if verb == "kill":
-        answer = deliver.finish_unstarted(daemon.spool, at, "cancelled", "cancelled by its user", daemon.node)
+        answer = daemon.around.end(daemon, at, "cancelled", "cancelled by its user")
     elif verb == "suspend" and at.top == "queue":
         answer, _ = daemon.spool.hold(at)
     elif verb == "edit" and (changes := changes_of(at.entry, request)):
@@ -163,8 +167,8 @@ def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
             daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
         case "suspend" | "resume":
             daemon.family.send(message | {"op": verb})
-            if entry.suspended != (verb == "suspend"):
-                return rename(daemon, live, suspended=verb == "suspend")
+            if entry.suspended != (verb == "suspend") or entry.aside:  # from now on it is the user's word
+                return rename(daemon, live, suspended=verb == "suspend", aside=False)
         case "edit":
             return edit(daemon, live, request, message)
         case _:
@@ -230,9 +234,9 @@ def edit(daemon: "Daemon", live: Live, request: Request, message: dict[str, Any]
     limits = dict(message, op="limits")
     if "limit_s" in changes:
         limit = changes["limit_s"]
-        limits["limit_s"] = None if limit is None else limit * daemon.policy.time_factor
+        limits["limit_s"] = None if limit is None else limit * elbow.time_factor(live.job, daemon.policy)
     if "wants" in changes:
-        limits["mem_mb"] = int(request["mem_mb"] * daemon.policy.mem_factor)
+        limits["mem_mb"] = int(request["mem_mb"] * elbow.mem_factor(live.job, daemon.policy))
     daemon.family.send(limits)
     return rename(daemon, live, **changes) if changes else Verdict.DONE
 

@@ -13,35 +13,54 @@ import logging
 import os
 import random
 import select
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolq import __version__, chunk, claim, control, deliver, host, recover, rerun, resources, schedule, service, ship
-from spoolq.channel import Family, Gone, say_program
+from spoolq import (
+    admission,
+    chunk,
+    claim,
+    control,
+    host,
+    lessons,
+    measure,
+    outbox,
+    recover,
+    rerun,
+    resources,
+    service,
+)
+from spoolq.agenda import Agenda
+from spoolq.around import Around
+from spoolq.channel import Family, Gone
 from spoolq.chunk import Chunk
 from spoolq.claims import Claims
-from spoolq.config import Policy
+from spoolq.config import NO_SETTINGS, Policy, Settings
+from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
+from spoolq.dependents import Dependents
+from spoolq.devices import Bench
+from spoolq.due import Due
 from spoolq.errors import TryAgain
-from spoolq.intake import Intake
-from spoolq.job import Job
 from spoolq.launch import Launcher
 from spoolq.live import Limits, Live
 from spoolq.local import Scratch
+from spoolq.measure import Gauge
 from spoolq.peers import Peers
+from spoolq.pending import Pending
+from spoolq.placement import Placement
 from spoolq.presence import Presence
+from spoolq.queue import Queue
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
 
 log = logging.getLogger("spoolq")
 
-MEASURE_S = 5.0
 RETRY_S = (1.0, 60.0)  # between tries to deliver to a spool that refuses
 
 
-class Daemon:
+class Daemon(Agenda):
     """One node on one spool."""
 
     def __init__(
@@ -56,6 +75,10 @@ class Daemon:
         limits: Limits,
         wake: Wake,
         groups: str | None = None,
+        device_files: Mapping[str, str] | None = None,
+        labels: Labels | None = None,
+        bench: Bench | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> None:
         """
         Set up; `run` does the rest.
@@ -65,15 +88,25 @@ class Daemon:
             measured: whether measured load counts; not if the capacity is more than the machine has.
             state_dir: node-local directory of the journal.
             groups: a delegated cgroup v2 directory for the jobs, or None.
+            device_files: see `busy`.
+            settings: what site and user say of this node.
+            labels: of the machine and the site.
+            bench: the devices that are told apart; `capacity` counts them too.
         """
+        super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
-        self.capacity, self.measured, self.state_dir, self.limits = dict(capacity), measured, state_dir, limits
+        self.capacity, self.measured, self.state_dir = {**capacity, **policy.pools}, measured, state_dir
+        self.limits, self.labels = limits, labels_of(node, capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
         self.sure = self.troubled = self.incomplete = self.freed = False
         self.family, self.connected = Family.connect(state_dir), True
-        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups)
-        self.scratch, self.meter = Scratch(state_dir), host.Meter()
+        self.bench = bench or Bench({})
+        self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
+        self.launcher.path_map = settings.path_map
+        self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
+        self.device_files = dict(device_files or {})
+        self.around = Around(spool.root, node, state_dir, settings)
         self.live: dict[int | str, Live] = {}  # by what their entries are called: `entry.unit`
         self.chunks: dict[int | str, Chunk] = {}  # those of them that are of arrays
         self.task_ends: list[tuple[Chunk, Finished]] = []  # results of their tasks that are not recorded yet
@@ -83,21 +116,14 @@ class Daemon:
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self._due: dict[str, float] = {}
         self.retries: dict[tuple[int | str, int], float] = {}  # (unit, gen) of what waits in held/ -> when it may go on
-        self.peers = Peers(self)
+        self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
+        self.queue, self.begins, self.pending = Queue(self), Due(self), Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
         self.carried_out: set[str] = set()  # requests that only have to be removed
-        self._retry_s, self.poll_s = RETRY_S[0], claim.BUSY_POLL_S
+        self._retry_s, self.poll_s, self._beats = RETRY_S[0], claim.BUSY_POLL_S, True
         self.looked = False  # since the last work, the queue had nothing that could start here
-        self.intake = Intake(
-            spool,
-            node,
-            settle_s=policy.settle_s,
-            any_owner=policy.drop_any_owner,
-            base=policy.job_fields(),
-            check=self.refusal,
-        )
+        self.intake = admission.intake(self)
 
     # --- the loop
 
@@ -121,8 +147,10 @@ class Daemon:
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
         recover.compare_notes(self)
+        measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
+            self.around.tidy(self)
 
     def turn(self) -> None:
         """One step, whatever happens in it."""
@@ -149,6 +177,9 @@ class Daemon:
         if self.wake.clear():
             self.candidates, self.poll_s = [], claim.BUSY_POLL_S
             self._due.update(queue=0.0, control=0.0, drop=0.0)
+        if self.around.busy or self.around.drain:
+            self.part("steps", self.around.step, self)
+            self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
         if self.chunks:
             self.part("chunks", chunk.advance, self)
@@ -158,7 +189,7 @@ class Daemon:
             and not self.part("deliver", self.deliver_ended)
         ):
             self._due["deliver"] = now + self._retry_s
-            self._retry_s = min(self._retry_s * 2, RETRY_S[1])
+            self._retry_s = min(max(self._retry_s * 2, RETRY_S[0]), RETRY_S[1])
         if self.freed:  # a chunk is through, and what it held is free
             self.freed = False
             self.part("start", claim.start_jobs, self, now)
@@ -168,20 +199,31 @@ class Daemon:
         if self.due("followed", now, 1.0):
             self.part("follow", control.sync_followed, self, now)
         if self.due("drop", now, 1.0) and not self.presence.draining:
-            self.part("drop", self.admit, now)
-        if self.due("measure", now, MEASURE_S):
-            self.measure()
+            self.part("drop", admission.admit, self, now)
+        measure.step(self, now)
+        if self.pending.items:
+            self.part("pools", self.pending.settle, now)
         if self.unsettled:
             self.part("claims", claim.settle_claims, self)
         self.part("retries", rerun.release_due, self, now)
+        if self.notes.fresh and self.due("learn", now, lessons.LEARN_S):
+            self.part("learn", self.notes.write, self.spool.root)
+        self.part("held", self.dependents.step, now)
+        self.part("begins", self.begins.step, now)
         if self.due("beat", now, self.policy.beat_s * random.uniform(0.8, 1.0)):  # noqa: S311  # jitter
-            self.part("beat", self.beat)
+            beats, self._beats = self._beats, self.part("beat", self.beat)
+            if self._beats and not beats:  # the spool is back: results need not wait any longer
+                self._retry_s = self._due["deliver"] = 0.0
             if self.presence.twin:
                 log.error("another machine serves as node %s (%s): nothing is claimed", self.node, self.presence.twin)
             else:
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("others", self.placement.look, now)
+            self.set_due("news", 0.0)
+        if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
+            self.set_due("news", now + self.placement.every_s)
             self.part("node.json", self.publish, self.presence.state)
         if self.due("sweep", now, 600.0):
             self.part("sweep", recover.sweep, self)
@@ -202,42 +244,23 @@ class Daemon:
         log.warning("spool %s error=%s file=%s", what, error, getattr(error, "filename", None) or "-")
         self.troubled = True
 
-    def admit(self, now: float) -> None:
-        """Make jobs of what was dropped."""
-        if self.intake.step(time.monotonic()):
-            self.last_work, self.looked, self.candidates = now, False, []
-            self._due["queue"] = 0.0
-
     def beat(self) -> None:
         """Beat, if this still is the spool that we serve, and renew the right to start jobs."""
         self.presence.beat()
         until = self.presence.began + self.policy.fence_s
         self.family.lease(until, fence=until)
 
-    def due(self, what: str, now: float, every_s: float) -> bool:
-        """Whether it is time for something periodic; sets the next time."""
-        if now < self._due.get(what, 0.0):
-            return False
-        self._due[what] = now + every_s
-        return True
-
-    def due_at(self, what: str) -> float:
-        """When something periodic is due next, s of CLOCK_BOOTTIME."""
-        return self._due.get(what, 0.0)
-
-    def set_due(self, what: str, at: float) -> None:
-        """Make it due then."""
-        self._due[what] = at
-
     def _timeout(self) -> float:
         now = host.boottime()
-        if self.unsettled:
+        if self.unsettled or self.around.busy or self.pending.items:
             return 0.2
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
-        nearest = min([queue, *(self._due.get(what, 0.0) for what in ("control", "drop", "beat"))])
+        nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
         if self.ended or self.task_ends:
             nearest = min(nearest, self._due.get("deliver", 0.0))
+        if self.placement.matters and self._due.get("news", 0.0) > now:
+            nearest = min(nearest, self._due["news"])
         return max(0.0, nearest - now)
 
     def pause(self, seconds: float) -> None:
@@ -250,10 +273,19 @@ class Daemon:
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.task_ends or self.unsettled or self.retries or self.intake.unfinished:
+        if (
+            self.live
+            or self.ended
+            or self.task_ends
+            or self.unsettled
+            or self.pending.items
+            or self.retries
+            or self.intake.unfinished
+        ):
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
-        return idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
+        return over and self.dependents.caught_up() and not self.around.busy
 
     def close(self) -> int:
         """Leave; what runs goes on, and its results wait in the journal for the next daemon."""
@@ -262,6 +294,8 @@ class Daemon:
         else:
             self.family.send({"op": "stop"})
         try:
+            self.pending.close()
+            self.notes.write(self.spool.root)
             self.publish("stopped")
         except OSError as error:
             log.warning("spool error=%s", error.strerror)
@@ -279,36 +313,33 @@ class Daemon:
     def take(self, message: dict[str, Any]) -> None:
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
+            case "started":
+                self.around.told(message, self.live.get(message["id"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":
                 self.take_refusal(message["id"], message["attempt"], message["why"])
             case "usage":
-                self.take_usage(message)
+                measure.take(self, message)
             case _:
                 pass
-
-    def renew(self, version: str) -> None:
-        """After an upgrade: the family executes the new program in place; its jobs stay its children."""
-        if version != __version__ and not self.renewed:
-            log.info("renewing the runner from=%s to=%s", version, __version__)
-            self.renewed = True
-            say_program(self.state_dir)
-            self.family.send({"op": "reexec"})
 
     def take_end(self, job_id: int | str, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
         if isinstance(job_id, str):
             chunk.take_end(self, job_id, attempt, ended)
             return
+        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
-        if live is None or live.at.entry.attempt != attempt:
+        if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return
+        again = self.around.judge((job_id, attempt), ended)
         del self.live[job_id]
         if live.scratch:
             self.scratch.give_back(live.scratch)
         lost = ended.get("reason") == "lost" and live.at.entry.rerun == "Y"  # fenced, and may run more than once
-        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost)
+        item = Finished(live.at, ended, live.job, live.outputs, requeue=live.requeue or lost or again)
+        item.peak_mb = live.peak_mb
         if not item.requeue and rerun.wanted(item):
             item.requeue = item.retry = True
         self.ended.append(item)
@@ -334,6 +365,7 @@ class Daemon:
         """Forget a claim that did not start."""
         self.live.pop(live.at.entry.unit, None)
         self.chunks.pop(live.at.entry.unit, None)
+        self.around.forget((live.at.entry.unit, live.at.entry.attempt))
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -345,54 +377,20 @@ class Daemon:
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
-        if self.task_ends:
-            chunk.record_ends(self)
-            chunk.advance(self)
-        ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
-        try:
-            deliver.deliver(self.spool, self.node, ready, lambda item: rerun.requeue_ended(self, item))
-            if failed:
-                raise failed
-            self._retry_s = RETRY_S[0]
-        finally:
-            through = [item for item in self.ended if item.through]
-            self.ended = [item for item in self.ended if not item.through]
-            for item in through:
-                entry = item.at.entry
-                word = "late" if item.late else "requeued" if item.requeue else item.ending
-                log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
-                ship.forget(self.state_dir, (entry.id, entry.attempt))
-            recover.note_lost(self)
-            self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
-
-    # --- measuring
-
-    def measure(self) -> None:
-        """Ask the runner what the jobs use; the answer comes as a message."""
-        if self.measured and (self.live or self.due("measure idle", host.boottime(), 2 * MEASURE_S)):
-            self.family.send({"op": "usage"})
-
-    def take_usage(self, message: dict[str, Any]) -> None:
-        """What the family and its jobs have used; the rest of the machine's load is foreign."""
-        times = os.times()
-        self.meter.sample(message["cpu_s"] + times.user + times.system)
-        for key, used in message["jobs"].items():
-            unit, _, attempt = key.rpartition(".")
-            of_array = chunk.of_run(self, unit, int(attempt))
-            if live := of_array.live if of_array else self.live.get(int(unit) if unit.isdigit() else unit):
-                live.rss_mb = int(used["rss_mb"])
+        outbox.deliver_ended(self)
+        self._retry_s = RETRY_S[0]
 
     def publish(self, state: str) -> None:
         """node.json: what commands and people see of this node."""
         changing = {
             "capacity": self.capacity,
-            "allocated": resources.add(*(live.at.entry.wants for live in self.live.values())),
-            "free": claim.free(self),
-            "measured": self.meter.facts() if self.measured else None,
+            **claim.facts(self),
+            "measured": measure.facts(self),
+            "busy": {name: sorted(numbers) for name, numbers in self.gauge.busy.items()},
             "jobs": len(self.live),
+            **self.placement.facts(host.boottime()),
+            "labels": self.labels,
+            **({"pools": sorted(self.policy.pools)} if self.policy.pools else {}),
+            **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)
-
-    def refusal(self, job: Job) -> str | None:
-        """Why no known node could ever run a job, or None."""
-        return schedule.impossible(job.wants, {self.node: self.capacity, **recover.capacities(self)})

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import fsops, history, home, result, stored, tasks
+from spoolq import fsops, history, home, paths, result, stored, tasks
 from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -37,6 +37,7 @@ class Finished:
 
     `ended` is what the runner says (see `ending`); `outputs` are descriptors to sync and close; `late` says that
     somebody else decided about the job meanwhile. `requeue`: it is to run again, `retry`: since it failed.
+    `followed`: its children have ended with it, if they must.
     """
 
     at: Placed
@@ -53,6 +54,8 @@ class Finished:
     requeue: bool = False
     retry: bool = False
     requeued: bool = False
+    followed: bool = False
+    peak_mb: int = 0
 
     @property
     def ending(self) -> str:
@@ -63,7 +66,8 @@ class Finished:
 def read_job(spool: Spool, job_id: int) -> Job | None:
     """The job file, or None if it is gone or unreadable: a job that ran still gets its result."""
     try:
-        return stored.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
+        job = stored.read_job(home.read_job(spool.root, job_id), f"{home.path_of(spool.root, job_id)}/job")
+        return paths.job_here(job, {}, spool.root)
     except (OSError, SpoolqError):
         return None
 
@@ -83,17 +87,22 @@ def _texts(entry: Entry, ended: dict[str, Any], job: Job | None, node: str | Non
     """result.json, and the line of history about its rename into done/."""
     ending = result.ending_word(ended)
     found = result.facts(entry, ended, ending=ending, node=node, submitted=job.submitted if job else None)
-    return result.build(found), result.history_line({**found, "gen": entry.gen + 1}, job)
+    return result.build(found), result.history_line({**found, "limit_s": entry.limit_s, "gen": entry.gen + 1}, job)
 
 
 def deliver(
-    spool: Spool, node: str, items: Sequence[Finished], requeue: Callable[[Finished], bool] = lambda _: False
+    spool: Spool,
+    node: str,
+    items: Sequence[Finished],
+    requeue: Callable[[Finished], bool] = lambda _: False,
+    lost: Callable[[], None] = lambda: None,
 ) -> list[Finished]:
     """
     Deliver what ended; the batch shares one fsync.
 
     Args:
         requeue: for those that are to run again instead; whether one is through.
+        lost: called at once when an output was lost, since that is told only once.
 
     Returns:
         The items that are `through` (done, or late); the others stay and are tried again.
@@ -105,6 +114,8 @@ def deliver(
         if not item.requeue:
             sync_outputs(item)
             prepare(item, node)
+    if any(item.ended.get("reason") == OUTPUT_LOST for item in items):
+        lost()  # before anything that a full spool can delay
     new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
         spool.record(today(), node, [item.line for item in new])

@@ -95,6 +95,13 @@ class Enforcer:
         if what is Act.KILL:
             if not (run.cgroup and cgroup.populated(run.cgroup) and cgroup.kill(run.cgroup, _send)):
                 process.kill_all(lambda: self.members(run))
+        elif what is Act.WARN and run.warn:
+            number, _, first = run.warn
+            birth = process.born(run.pid)
+            if not first:
+                self.signal(run, number)
+            elif run.earliest <= birth <= run.latest:
+                process.send(run.pid, birth, number)
         elif what is Act.STOP:
             if not (run.cgroup and cgroup.populated(run.cgroup) and cgroup.freeze(run.cgroup, True)):
                 process.stop_all(lambda: self.members(run))

@@ -36,8 +36,16 @@ _ENDING = re.compile(r"exit\d{1,3}|signal\d{1,3}|timeout|oom|cancelled|nodefail"
 _NUMBER_FACT = re.compile(r"([cmt])(\d{1,12}(?:\.\d{1,6})?)")
 _RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d{1,12}(?:\.\d{1,6})?)")
 _CHUNK_FACT = re.compile(r"a\d{1,9}(?:-\d{1,9}){0,2}")
+LENDS = "L"  # the fact that a running job waits for jobs of its own and holds no cpus, see `lend`
+_PARENT_FACT = re.compile(r"P\d{1,12}")  # among `other`
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
 
+
+RESERVED = "R="  # where a place is kept for a waiting job, see `reserve`
+BEGINS = "B="  # when it may begin, see `begin`
+IN_LINE = "Q="  # since when it is in line, see `fair`
+# facts that mean something in one directory only, and go when the entry leaves it
+_PASSING = {"queue": RESERVED, "held": BEGINS}
 
 _NOTHING: Amounts = {}
 
@@ -49,7 +57,8 @@ class Entry(NamedTuple):
     `wants` are thousandths (see `resources`). `limit_s` is the time limit in seconds or None.
     `ending` is None until the job has ended, then `exit0`, `signal9`, `timeout`, `oom`, `cancelled`
     or `nodefail`. `held` is a key of HELD or empty. `more` says that the job file holds conditions
-    (nodes, constraints) that the name does not. `chunk` is an array chunk (`a1-100`, or `a7`) or empty.
+    (nodes, constraints) that the name does not. `aside`: its node suspended it, see `overload`.
+    `chunk` is an array chunk (`a1-100`, or `a7`) or empty.
     `other` keeps facts of newer versions unchanged, and those of arrays (see `array`).
     """
 
@@ -64,6 +73,7 @@ class Entry(NamedTuple):
     owner: str = ""
     held: str = ""
     suspended: bool = False
+    aside: bool = False
     more: bool = False
     chunk: str = ""
     other: tuple[str, ...] = ()
@@ -84,8 +94,15 @@ class Entry(NamedTuple):
         """The name this entry has in its directory."""
         return format_name(self)
 
+    @property
+    def parent(self) -> int:
+        """The job that submitted this one, perhaps to wait for it, or 0."""
+        return next((int(fact[1:]) for fact in self.other if _PARENT_FACT.fullmatch(fact)), 0)
+
     def next(self, **changes: Any) -> "Entry":
-        """The entry after one more rename: gen + 1 and the changes."""
+        """The entry after one more rename: gen + 1 and the changes; whoever is not suspended is not aside."""
+        if changes.get("suspended") is False:
+            changes["aside"] = False
         return self._replace(gen=self.gen + 1, **changes)
 
 
@@ -120,7 +137,8 @@ def format_facts(entry: Entry) -> str:
     if entry.owner:
         facts.append("@" + entry.owner)
     facts += [f"{name}={show_amount(wants[name])}" for name in sorted(wants) if name not in (CPUS, MEM)]
-    facts += [fact for fact in (entry.held, "S" * entry.suspended, "f" * entry.more, entry.chunk) if fact]
+    stopped = ("SO" if entry.aside else "S") if entry.suspended else ""
+    facts += [fact for fact in (entry.held, stopped, "f" * entry.more, entry.chunk) if fact]
     facts += entry.other
     return ",".join(facts)
 
@@ -141,6 +159,19 @@ def fitting(entry: Entry) -> Entry:
             format_name(shorter)
             return shorter
     return entry
+
+
+def leaving(entry: Entry, top: str) -> Entry:
+    """The same without what holds in a directory that it leaves."""
+    mark = _PASSING.get(top)
+    if not (mark and entry.other):
+        return entry
+    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(mark)))
+
+
+def released(entry: Entry) -> Entry:
+    """The same without a reservation."""
+    return leaving(entry, "queue")
 
 
 def parse_name(name: str) -> Entry | None:
@@ -178,6 +209,8 @@ def _parse_facts(text: str) -> dict[str, Any]:
             known["held"] = fact
         elif fact in ("S", "f"):
             known["suspended" if fact == "S" else "more"] = True
+        elif fact == "SO":
+            known["suspended"] = known["aside"] = True
         elif _CHUNK_FACT.fullmatch(fact):
             known["chunk"] = fact
         else:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from spoolq import array
-from spoolq.entry import Entry
+from spoolq.entry import MIDDLE_RANK, Entry
 from spoolq.errors import UsageError
 from spoolq.job import Job, home_of
 from spoolq.resources import CPUS, MEM, UNIT, show_amount
@@ -51,9 +51,11 @@ THREADS = (
 _OWN_NAMES = """
     SPOOLQ_JOB_ID SPOOLQ_JOB_NAME SPOOLQ_JOB_DIR SPOOLQ_SUBMIT_HOST SPOOLQ_SUBMIT_USER SPOOLQ_NODE SPOOLQ_CPUS
     SPOOLQ_ARRAY_JOB_ID SPOOLQ_ARRAY_TASK_ID SPOOLQ_ARRAY_TASK_COUNT SPOOLQ_ARRAY_TASK_MIN SPOOLQ_ARRAY_TASK_MAX
-    SPOOLQ_ARRAY_TASK_STEP SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR TMPDIR PWD
+    SPOOLQ_ARRAY_TASK_STEP SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR SPOOLQ_SCRATCH
+    SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY TMPDIR PWD
 """
 _OWN = frozenset(_OWN_NAMES.split())
+_OWN_STARTS = ("SPOOLQ_GRES_", "SPOOLQ_DEVICES_")
 SUBMIT_DIR = "SPOOLQ_SUBMIT_DIR"  # the submitter packs it with the rest, since --chdir may differ
 
 
@@ -166,7 +168,7 @@ def shared(data: bytes, base: tuple[tuple[str, str], ...] = ()) -> Shared:
         base: what the node gives to every job (PATH, HOME, USER, ...); the job's own values win.
     """
     env = {**dict(base), **unpack(data)}
-    lines = [f"{k}={v}" for k, v in env.items() if k not in _OWN and not k.startswith("SPOOLQ_GRES_")]
+    lines = [f"{k}={v}" for k, v in env.items() if k not in _OWN and not k.startswith(_OWN_STARTS)]
     return Shared(tuple(lines), tuple(name for name in THREADS if name not in env), SUBMIT_DIR in env)
 
 
@@ -195,6 +197,7 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
         f"SPOOLQ_SPOOL={spool}",
         f"SPOOLQ_DIR={spool}",  # a job that submits, submits here
         f"TMPDIR={tmpdir}",
+        f"SPOOLQ_SCRATCH={tmpdir}",
         f"PWD={job.chdir}",
     ]
     if entry.chunk and job.array:
@@ -209,6 +212,12 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
     if len(wants) > 2:
         rest = (name for name in wants if name not in (CPUS, MEM))
         env += [f"SPOOLQ_GRES_{name.upper()}={show_amount(wants[name])}" for name in rest]
+    if entry.rank != MIDDLE_RANK:
+        env.append(f"SPOOLQ_PRIORITY={entry.priority}")
+    if entry.parent:
+        env.append(f"SPOOLQ_PARENT={entry.parent}")
+    if job.depend:
+        env.append(f"SPOOLQ_DEPENDENCY={','.join(job.depend)}")
     threads = max(1, -(-cpus // UNIT))
     env += [f"{name}={threads}" for name in common.threads]
     return env

@@ -104,6 +104,8 @@ def config(argv: list[str]) -> int:
     rows = [("spool", found.spool.root, found.origin)]
     rows += [(key, value, origin) for key, value, origin in found.policy.in_force]
     rows += [(key, value, origin) for key, value, origin in found.settings.in_force if key != "spool"]
+    rules = [*found.settings.rules, *found.policy.rules]
+    rows += [("rule", rule.refuse or ", ".join(verb for verb, _ in rule.changes), rule.origin) for rule in rules]
     if given.has("json"):
         arguments.print_json("config", [{"key": k, "value": v or None, "origin": o} for k, v, o in rows])
         return 0

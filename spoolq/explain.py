@@ -9,7 +9,7 @@ Invariant: changes nothing; text of users is never printed unescaped.
 
 from typing import Any
 
-from spoolq import deliver, look, outlook, resources, selector, show
+from spoolq import deliver, depend, look, outlook, parents, resources, selector, show
 from spoolq.arguments import Command
 from spoolq.outlook import Scene
 from spoolq.reason import parse_reason
@@ -121,10 +121,15 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
     since = look.running_since(scene.spool, [placed]).get(entry.unit)
     ran = f" for {resources.show_seconds(since)}" if since is not None else ""
     limit = "no time limit" if entry.limit_s is None else f"time limit {resources.show_seconds(entry.limit_s)}"
-    if placed.state is State.SUSPENDED:
+    if entry.aside:
+        text = "while others take the cpus of its node (overload_suspend); it goes on when they are there again"
+        lines = [f"job {entry.unit} steps aside on {placed.node} {text}, or after: spoolq resume {entry.unit}"]
+    elif placed.state is State.SUSPENDED:
         lines = [f"job {entry.unit} is suspended on {placed.node}; it goes on after: spoolq resume {entry.unit}"]
     else:
         lines = [f"job {entry.unit} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
+    if lent := outlook.lends(node, entry):
+        lines.append(f"  It waits for jobs of its own, and lends {resources.show(lent)} meanwhile.")
     if node.declared:
         lines.append(f"  {placed.node} was declared dead: the nodes that watch it decide about its jobs now.")
     elif node.state in ("dead", "stopped"):
@@ -146,8 +151,11 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
         how = {
             "HU": f"spoolq release {entry.unit}",
             "HA": "an operator's spoolq release",
+            "HB": f"that time, or spoolq release {entry.unit}",
             "HR": f"time, or spoolq release {entry.unit}",
+            "HD": f"its parents, or spoolq edit {entry.unit} depend=none",
         }
+        lines += [f"  {line}" for line in parent_lines(scene, entry.id)]
         return [*lines, f"  It goes on after: {how.get(entry.held, 'what it waits for')}"]
     before = scene.ahead(entry)
     if before:
@@ -155,12 +163,23 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
     else:
         lines.append("  It is the first in the queue.")
     lines.append(f"  It needs {resources.show(entry.wants)}.")
+    lines += [
+        f"  {line}" for line in (scene.outlook.precedence.place(entry), scene.outlook.precedence.turns(entry)) if line
+    ]
     terms = outlook.conditions_of(scene.spool, entry.id) if entry.more else ANYWHERE
     if impossible := scene.outlook.impossible(entry.wants, terms or ANYWHERE):
         lines.append(f"  No node ever seen here could run it: {impossible}")
         lines.append(f"  Ask for less: spoolq edit {entry.unit} {_example(entry.wants)}")
     lines += [f"  {line}" for line in _per_node(scene, placed)]
     return lines
+
+
+def parent_lines(scene: Scene, job_id: int) -> list[str]:
+    """The parents of a job, each with its state."""
+    job = deliver.read_job(scene.spool, job_id)
+    look = parents.Parents(scene.spool)
+    conditions = parents.of_job(job) if job else ()
+    return [f"{condition}: {depend.describe(condition, look.fate(condition))}" for condition in conditions]
 
 
 def _example(wants: resources.Amounts) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import awaiting, home, options, patience, reason, request, submit, where
+from spoolq import awaiting, home, mount, options, patience, reason, request, submit, where
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
 from spoolq.tail import STDERR, STDOUT, Following, Stream
@@ -78,32 +78,50 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("run: --each-line is for `spoolq sub`")
     found = where.find(parsed.flags.get("spool", ""), make=True)
     asked = request.ask(parsed, found, request.current_directory())
+    if request.up_to_date(asked.job, request.current_directory()):
+        submit.say_fresh(", ".join(asked.job.targets))
+        return 0
     if asked.job.array:
         raise UsageError("run: shows one job; for an array: spoolq sub --array ... --wait")
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
-    placed = submit.submit(found, asked, warn=False)
-    return Foreground(found, placed, asked, stopped, verbose=verbose).run()
+    placed, joined = submit.submit_or_join(found, asked, parsed, warn=False)
+    if not joined:
+        submit.tell(found, [placed.entry.id], asked.job)
+    foreground = Foreground(found, placed, asked, stopped, verbose=verbose, joined=joined)
+    if "SPOOLQ_JOB_ID" not in os.environ:
+        return foreground.run()
+    from spoolq import nested
+
+    with nested.waiting(found.spool):
+        return foreground.run()
 
 
 class Foreground:
     """One job that runs as if it ran here."""
 
     def __init__(
-        self, found: where.Found, placed: Placed, asked: request.Asked, stopped: Stopped, *, verbose: bool = False
+        self,
+        found: where.Found,
+        placed: Placed,
+        asked: request.Asked,
+        stopped: Stopped,
+        *,
+        verbose: bool = False,
+        joined: bool = False,
     ) -> None:
-        """Right after the submission."""
+        """Right after the submission; `joined`: somebody else's, which is not killed."""
         from spoolq.embedded import Embedded
 
         self.found, self.spool, self.id, self.stopped = found, found.spool, placed.entry.id, stopped
         patience.so_far(lambda: f"job {self.id} may go on")
         patience.endure()
-        job = asked.job
+        job, self.chdir = asked.job, asked.job.chdir
         shown = [] if job.output is not None else ["stdout"] if job.error is not None else ["stdout", "stderr"]
         streams = [Stream(self.spool, self.id, name, STREAMS[name]) for name in shown]
         self.following = Following(self.spool, self.id, streams)
-        self.embedded = Embedded(found)
+        self.embedded, self.joined = Embedded(found), joined
         self._looked = self._said_at = 0.0
         self._said = ""
         self.silent_s = 0.0 if verbose else SILENT_S
@@ -117,6 +135,7 @@ class Foreground:
                 outcome = self.following.look()
                 if outcome is not None:
                     awaiting.tell(self.spool, outcome)
+                    mount.bring_back(self.found, self.id, self.chdir)
                     return outcome.code
                 if self.stopped.number is not None:
                     return self.stop(128 + self.stopped.number)
@@ -150,6 +169,9 @@ class Foreground:
         """Kill the job and wait a moment for its end; the exit code, of which the job's own is no part."""
         from spoolq import steer
 
+        if self.joined:
+            sys.stderr.write(f"spoolq: no longer waiting; job {self.id} goes on, since it was only joined\n")
+            return code
         try:
             steer.do(self.spool, self.spool.find(self.id), steer.kill_step(None))
             until = time.monotonic() + self.found.policy.grace_s + LINGER_S
@@ -171,6 +193,11 @@ def why_it_waits(spool: Spool, job_id: int) -> str:
     from spoolq.entry import HELD
 
     placed = spool.find(job_id)
+    if placed.top == "held" and placed.entry.held == "HD":
+        from spoolq import deliver, parents
+
+        job = deliver.read_job(spool, job_id)
+        return str(parents.reason(parents.Parents(spool), job)) if job else ""
     if placed.top == "held":
         return f"it is held ({HELD.get(placed.entry.held, 'held')}); `spoolq release {job_id}` lets it start"
     if placed.top != "queue":

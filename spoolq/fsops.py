@@ -186,10 +186,7 @@ def copy(source: str, fd: int, *, start: int = 0, most: int | None = None) -> in
     done = 0
     try:
         os.lseek(reading, start, os.SEEK_SET)
-        while most is None or done < most:
-            part = os.read(reading, PIECE if most is None else min(PIECE, most - done))
-            if not part:
-                break
+        while (most is None or done < most) and (part := os.read(reading, min(PIECE, most - done if most else PIECE))):
             _write_all(fd, part)
             done += len(part)
     finally:
@@ -197,11 +194,11 @@ def copy(source: str, fd: int, *, start: int = 0, most: int | None = None) -> in
     return done
 
 
-def append(path: str, data: bytes, *, sync: bool = True) -> None:
-    """Append to a file that has one writing host; O_APPEND is not atomic between NFS clients."""
+def append(path: str, data: bytes, *, sync: bool = True, apart: bool = False) -> None:
+    """Append to a file of one writing host (O_APPEND is not atomic between NFS clients); `apart`: on a new line."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        _write_all(fd, data)
+        _write_all(fd, b"\n" + data if apart and os.fstat(fd).st_size else data)
         if sync:
             os.fsync(fd)
     finally:
@@ -242,7 +239,8 @@ def read(path: str, limit: int = 1 << 20) -> bytes | None:
             raise OSError(errno.EINVAL, "not a regular file", path)
         data = _read_all(fd, limit + 1)
     finally:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # nothing was written, so it says nothing of the file
+            os.close(fd)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"more than {limit} bytes", path)
     return data

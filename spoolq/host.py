@@ -19,19 +19,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spoolq.mount import REMOTE
 from spoolq.resources import CPUS, MEM, UNIT, show_amount, show_mb
+from spoolq.smooth import smoothed
 
 Finding = tuple[str, str, str, str]  # level (ok, warning, error), what, text, remedy (may be empty)
 
-SMOOTH_S = 10.0  # time constant of the smoothed load: shorter than people notice, longer than a cron job
 FRESH_S = 0.2  # for so long a reading of available memory is used again
 KB, MB = 1024, 1 << 20
 
-# a fuse file system is taken for remote, but for those that show local disks
-_REMOTE = re.compile(
-    r"nfs4?|cifs|smb3|smbfs|9p|lustre|gpfs|ceph|glusterfs|beegfs|afs|ocfs2|gfs2|pvfs2|coda|autofs"
-    r"|fuse\.(?!(?:fuse-overlayfs|lxcfs|squashfuse|snapfuse|ntfs-3g|ext4)$).*"
-)
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -49,7 +45,7 @@ class FileSystem:
     @property
     def remote(self) -> bool:
         """Whether it comes over a network, and so may hang or lie."""
-        return _REMOTE.fullmatch(self.kind) is not None
+        return REMOTE.fullmatch(self.kind) is not None
 
 
 def _read(path: str) -> str:
@@ -110,9 +106,9 @@ def process_identity(pid: int) -> int | None:
 
 
 def labels() -> dict[str, str]:
-    """`arch` and `os` of this machine."""
+    """`arch`, `os`, `kernel` and `host` of this machine."""
     system = os.uname()
-    return {"arch": system.machine, "os": system.sysname.lower()}
+    return {"arch": system.machine, "os": system.sysname.lower(), "kernel": system.release, "host": host_name()}
 
 
 # --- what it has
@@ -210,18 +206,25 @@ class Meter:
         self._root = root
         self._cpus = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         self._limits = _memory_limits(root)
+        self._total_mb = min([_meminfo(root).get("MemTotal", 0), *(limit for _, limit in self._limits)]) // MB
         self._last: tuple[float, float, float] | None = None
         self._foreign: float | None = None
+        self._foreign_mb: float | None = None
         self._available = (-math.inf, 0)
 
-    def sample(self, own_cpu_s: float) -> None:
+    def sample(self, own_cpu_s: float, own_mb: float = 0.0) -> None:
         """
-        Measure the cpus.
+        Measure cpus and memory.
 
         Args:
             own_cpu_s: used so far by spoolq and its jobs, running and ended; should be as of now.
+            own_mb: held by its jobs now.
         """
-        self.feed(boottime(), self._busy_s(), own_cpu_s)
+        now = boottime()
+        foreign_mb = max(0.0, self._total_mb - self._available_bytes() / MB - own_mb)
+        span_s = now - self._last[0] if self._last else 0.0
+        self._foreign_mb = smoothed(self._foreign_mb, foreign_mb, max(0.0, span_s))
+        self.feed(now, self._busy_s(), own_cpu_s)
 
     def feed(self, now: float, busy_s: float, own_s: float) -> None:
         """One sample: clock (s) and cpu seconds so far, of all processes and of spoolq's."""
@@ -234,18 +237,32 @@ class Meter:
         foreign = ((busy_s - self._last[1]) - (own_s - self._last[2])) / span
         # what is negative evens out what a late report made too large before
         foreign = max(-float(len(self._cpus)), min(foreign, float(len(self._cpus))))
-        share = 1.0 if self._foreign is None else 1 - math.exp(-span / SMOOTH_S)
-        self._foreign = foreign if self._foreign is None else self._foreign + share * (foreign - self._foreign)
+        self._foreign = smoothed(self._foreign, foreign, span)
         self._last = (now, busy_s, own_s)
+
+    @property
+    def cpus(self) -> int:
+        """Cpus that are looked at, thousandths."""
+        return len(self._cpus) * UNIT
 
     @property
     def foreign_cpus(self) -> float | None:
         """Cpus that others keep busy, or None if not known yet."""
         return None if self._foreign is None else max(0.0, self._foreign)
 
-    def measured(self) -> dict[str, int]:
-        """For `schedule.effective_free`: cpus that others leave (if known), memory available now; thousandths."""
-        found = {MEM: self._available_bytes() // MB * UNIT}
+    def measured(self, own_mb: int = 0) -> dict[str, int]:
+        """
+        For `schedule.effective_free`: cpus that others leave (if known), memory that is available; thousandths.
+
+        Memory that others take counts at once, what they give back is believed smoothed.
+
+        Args:
+            own_mb: held by jobs, as told last.
+        """
+        available = self._available_bytes() // MB
+        if self._foreign_mb is not None:
+            available = max(0, min(available, int(self._total_mb - self._foreign_mb - own_mb)))
+        found = {MEM: available * UNIT}
         foreign = self.foreign_cpus
         if foreign is not None:
             found[CPUS] = max(0, len(self._cpus) * UNIT - round(foreign * UNIT))

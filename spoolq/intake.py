@@ -16,14 +16,17 @@ import pwd
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import environment, fsops, home, jobfile, options, script, stored
-from spoolq.errors import JobFileError, SpoolqError, UsageError
+from spoolq import begin, environment, fsops, home, jobfile, options, parents, script, stale, stored
+from spoolq.entry import Entry
+from spoolq.errors import JobFileError, Misconfigured, SpoolqError, UsageError
 from spoolq.fsops import Answer
 from spoolq.job import Job
+from spoolq.options import Pair
+from spoolq.profile import Rulebook
 from spoolq.spool import Spool
 
 log = logging.getLogger("spoolq")
@@ -32,6 +35,7 @@ NOT_JOBS = ("~", ".tmp", ".part", ".swp", ".bak", ".id", ".why", ".crdownload", 
 LOOK_S = 60.0  # between looks into admit/ that nothing asked for
 EMPTY_S = 60.0  # an empty file may still be filled for so long
 REFUSED_S = 60.0  # before what cannot be taken is tried again
+PATIENCE_S = 5.0  # for profiles, before the node does something else; each is limited by itself
 DOUBT_S = 10.0  # a file that does not parse may still be written for so long after its last change
 _NO_JOBS = (errno.EINVAL, errno.EFBIG, errno.EACCES, errno.EPERM)  # of a file that will never be one
 _ADMITTED = re.compile(r"([0-9a-z]+)~(.*)", re.DOTALL)
@@ -75,6 +79,8 @@ class Intake:
         any_owner: bool,
         base: Mapping[str, Any],
         check: Callable[[Job], str | None],
+        rulebook: Callable[[], Rulebook | None] = lambda: None,
+        submitted: Callable[[Entry, Job], None] = lambda *_: None,
     ) -> None:
         """
         Remember what to do; nothing is touched yet.
@@ -84,14 +90,17 @@ class Intake:
             any_owner: accept files that belong to somebody else (they run as this node's user).
             base: fields of a job that does not say.
             check: says why no node could ever run a job, or None.
+            submitted: is told of each job that was made.
+            rulebook: finds this node's rules and profiles, which may have changed since the last file.
         """
         self.spool, self.node, self.settle_s, self.any_owner = spool, node, settle_s, any_owner
-        self.base, self.check = base, check
+        self.base, self.check, self.rulebook, self.submitted = base, check, rulebook, submitted
         self._seen: dict[str, _Seen] = {}
         self._tags = 0
         self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
         self._spare: list[int] = []  # homes of admissions that failed
         self._look_at = 0.0  # a rename that failed may still be carried out by the server, and bring a file there
+        self._ruled_s = 0.0  # for so long profiles were asked since it last mattered
         self.unfinished = True  # look into admit/ at the first step: an earlier daemon may have died
 
     def step(self, now: float) -> int:
@@ -108,13 +117,23 @@ class Intake:
             self.unfinished, self._look_at = False, now + LOOK_S
             for name in names:
                 admitted += self._admit_one(name)
+                if self._slow():
+                    return admitted
         present = fsops.names(f"{self.spool.root}/drop")
         self._seen = {name: seen for name, seen in self._seen.items() if name in present}
         self._refused = {name: until for name, until in self._refused.items() if now < until and name in present}
         for name in sorted(present):
             if not name.endswith(NOT_JOBS) and name not in self._refused and self._ready(name, now):
                 admitted += self._take(name, now)
+                if self._slow():
+                    break
         return admitted
+
+    def _slow(self) -> bool:
+        """Whether profiles took so long that the rest must wait for the next step: the node has other work."""
+        slow, self._ruled_s = self._ruled_s > PATIENCE_S, 0.0 if self._ruled_s > PATIENCE_S else self._ruled_s
+        self.unfinished = self.unfinished or slow
+        return slow
 
     def left_by(self, node: str) -> list[str]:
         """What another node has taken from drop/ and not admitted yet."""
@@ -193,8 +212,8 @@ class Intake:
         original = os.fsdecode(re.sub(rb"%([0-9A-F]{2})", lambda m: bytes((int(m[1], 16),)), quoted.encode()))
         try:
             try:
-                job, script = self._parse(original, self._admit(name))
-            except (JobFileError, UsageError) as error:
+                job, script = self._parse(original, self._admit(name), ruled=True)
+            except (JobFileError, UsageError, Misconfigured) as error:
                 self._reject(name, original, tag, str(error))
                 return 0
             return self._commit(name, original, job, script)
@@ -217,6 +236,7 @@ class Intake:
             self.unfinished = True  # look again: still here, or queued and already claimed
             return 0
         self.spool.committed([at])
+        self.submitted(at.entry, job)
         return 1
 
     def _answer(self, name: str, text: str) -> None:
@@ -234,8 +254,8 @@ class Intake:
             self.unfinished = True
         self._answer(f"{original}.why", f"{why}\nThe file is now rejected/{target}\n")
 
-    def _parse(self, name: str, path: str) -> tuple[Job, bytes | None]:
-        """The job in a file; JobFileError or UsageError with a message for a person."""
+    def _parse(self, name: str, path: str, *, ruled: bool = False) -> tuple[Job, bytes | None]:
+        """The job in a file, as the rules want it if so asked; JobFileError with a message for a person."""
         facts = fsops.look(path)
         if facts is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)  # or the spool is
@@ -249,28 +269,53 @@ class Intake:
             raise JobFileError("is empty: write a script starting with #! or a TOML job file", file=name)
         if facts.st_uid != os.getuid() and not self.any_owner:
             raise JobFileError(f"belongs to user id {facts.st_uid}, and jobs here run as {os.getuid()}", file=name)
-        job, script = self._parse_text(name, data)
+        pairs, words, script = self._parse_text(name, data)
         owner, directory = _owner()
         stamp = environment.timestamp(time.time())
-        job = job._replace(
-            user=owner,
-            chdir=os.path.join(directory, job.chdir) if job.chdir != "/" else directory,
-            name=job.name or name.rpartition(".")[0] or name,
-            submitted=stamp,
-            submit_host=self.node,
-            export="none",
-        )
+        base = {**self.base, "name": name.rpartition(".")[0] or name, "user": owner, "submitted": stamp}
+        base |= {"chdir": directory, "submit_host": self.node}
+
+        def make(pairs: Sequence[Pair]) -> Job:
+            job = stale.prepared(options.to_job(pairs, words, base, script=script is not None))
+            return job._replace(chdir=os.path.join(directory, job.chdir), export="none")
+
+        try:
+            job = self._rule(pairs, make, words, script, name) if ruled else make(pairs)
+        except UsageError as error:
+            raise JobFileError(str(error), file=name) from None
+        if job.depend:
+            job = job._replace(depend=parents.resolve(self.spool, job.depend))
+        if job.begin:
+            job = job._replace(begin=begin.resolved(job.begin, time.time()))
         if job.array:  # its one file can become one entry only
             raise JobFileError("is an array: submit it with `spoolq sub`", file=name)
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script
 
-    def _parse_text(self, name: str, data: bytes) -> tuple[Job, bytes | None]:
+    def _rule(
+        self, pairs: Sequence[Pair], make: Callable[[Sequence[Pair]], Job], words: Sequence[str],
+        script: bytes | None, name: str,
+    ) -> Job:  # fmt: skip
+        """The job as this node's rules and profiles want it."""
+        book = self.rulebook()
+        if book is None:
+            return make(pairs)
+        began = time.monotonic()
+        try:
+            ruled = book.rule(pairs, make, words, script, name)
+        finally:
+            book.close()
+            self._ruled_s += time.monotonic() - began
+        return make(ruled.pairs)._replace(policy=ruled.notes)
+
+    def _parse_text(self, name: str, data: bytes) -> tuple[Sequence[Pair], Sequence[str], bytes | None]:
+        """Options, words and script."""
         if data.startswith(b"#!") or (name.endswith(".sh") and not data.startswith(b"\xef\xbb\xbf")):
             pairs, _ = script.parse_script(data, name)
-            return options.to_job(pairs, (), self.base, script=True), data
+            return pairs, (), data
         if name.endswith((".toml", ".job")) or b"command" in data or b"script" in data:
-            return jobfile.parse_job(data, name, self.base)
+            asked = jobfile.parse_request(data, name)
+            return asked.pairs, asked.command, asked.script
         hint = "name it *.sh or *.toml"
         raise JobFileError(f"is neither a script (#! first) nor a TOML job file (command = ...); {hint}", file=name)

@@ -33,9 +33,23 @@ class Job(NamedTuple):
         declared: names in `wants` that the user asked for; the rest are defaults and not enforced.
         limit_s: time limit in seconds, or None.
         retries: how often a failure is tried again.
+        mem_factor, time_factor: what is enforced is so many times what was asked for; None for the site's.
+        retry_mem: how much more a retry asks for after OUT_OF_MEMORY, as `values.grown` reads it, or empty.
+        estimate: what was not asked for and comes from earlier runs, as `learn.fill` writes it.
+        signal: to send before the end, as `values.parse_warning` reads it, or empty.
         output, error: file patterns, or None for the job's home.
         output_mode: `spool`, or `local`: on the node's disk until the job ends (see `ship`).
+        ages: whether its entry says since when it is in line (a site's policy, see `fair`).
+        begin: not before this, as `begin.resolved` makes it, or empty.
+        constraint: what the labels of its node must satisfy (see `constraint`), or empty.
         held: a key of `entry.HELD`, or empty.
+        depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
+        unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
+        parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
+        kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
+        inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
+        stage_in, stage_out: `SRC[:DST]`, copied to and from the node's own disk (see `staging`).
+        policy: what rules and profiles changed, a note each, for people.
         array: which tasks it has (see `array`), or empty.
         max_fails: when so many of them have failed no more are started; 0: whatever happens.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
@@ -52,22 +66,46 @@ class Job(NamedTuple):
     priority: int = 0
     rerun: str = "certain"
     retries: int = 0
+    mem_factor: float | None = None
+    time_factor: float | None = None
+    signal: str = ""
+    retry_mem: str = ""
+    estimate: tuple[str, ...] = ()
     output: str | None = None
     error: str | None = None
     open_mode: str = "truncate"
     output_mode: str = "spool"
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    begin: str = ""
+    ages: bool = False
+    constraint: str = ""
     held: str = ""
+    depend: tuple[str, ...] = ()
+    kill_on_invalid_dep: str = "yes"
+    unique: str = ""
+    parent: str = ""
     array: str = ""
     max_fails: int = 0
     export: str = "all"
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    if_stale: bool = False
+    stage_in: tuple[str, ...] = ()
+    stage_out: tuple[str, ...] = ()
+    policy: tuple[str, ...] = ()
     user: str = ""
     submitted: str = ""
     submit_host: str = ""
 
     def entry(self, job_id: int) -> Entry:
         """The entry of this job before its first rename."""
+        other: tuple[str, ...] = ()
+        if self.begin or (self.ages and self.submitted):  # few have them
+            from spoolq import begin
+
+            other = begin.fact(begin.moment(self.begin, 0)) if self.begin else ()
+            other += begin.since(begin.moment(self.submitted, 0)) if self.ages and self.submitted else ()
         return Entry(
             rank=rank_of(self.priority),
             id=job_id,
@@ -75,8 +113,9 @@ class Job(NamedTuple):
             limit_s=self.limit_s,
             rerun=self.rerun[0].upper(),
             owner=label_of(self.user)[:32],
-            held=self.held,
-            more=bool(self.nodelist or self.exclude),
+            held=self.held or ("HD" if self.depend else "HB" if self.begin else ""),
+            more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
+            other=other + ((f"P{self.parent}",) if self.parent.isdigit() else ()),
             label=label_of(self.name),
         )
 

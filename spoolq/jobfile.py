@@ -56,7 +56,7 @@ def parse_request(data: bytes, file: str) -> Request:
                 option = _option(key)
                 if option.name in pairs:
                     raise UsageError(f"{key}: is another name of {option.name}, which is given too")
-                pairs[option.name] = Pair(option.name, _value(key, option, value))
+                pairs[option.name] = Pair(option.name, text_of(key, option, value))
                 option.parse(pairs[option.name].value)
         except UsageError as error:
             raise JobFileError(str(error), file=file, line=line_of(text, key)) from None
@@ -88,7 +88,8 @@ def _command(value: object) -> tuple[str, ...]:
     return tuple(plain("command", word) for word in value)
 
 
-def _value(key: str, option: Option, value: object) -> str:
+def text_of(key: str, option: Option, value: object) -> str:
+    """What a value in TOML says, as the command line would say it; UsageError names the key."""
     if option.kind == "flag":
         if not isinstance(value, bool):
             raise UsageError(f"{key}: {kind_of(value)}; must be true or false")
@@ -101,7 +102,9 @@ def _value(key: str, option: Option, value: object) -> str:
         return str(value)
     if option.kind == "list" and isinstance(value, list):
         parts = [plain(key, part) for part in value]
-        return ",".join(part.replace(",", "\\,") if option.name == "export" else part for part in parts)
+        return ",".join(
+            part.replace(",", "\\,") if option.gathers or option.name == "export" else part for part in parts
+        )
     if option.name == "umask" and not isinstance(value, str):
         raise UsageError('umask: must be a string, to be read as octal (example: "0022")')
     return plain(key, value)

@@ -126,12 +126,21 @@ class Kin:
         return found
 
     def heir(self) -> int:
-        """A living member of the family among the children, or 0."""
-        for pid in process.children(os.getpid()):
+        """
+        A living member of the family among the children, or 0; -1 while one may be a job on its way to its own session.
+
+        All processes are looked at: in `process.children` one may be missing while others end, and then there would
+        be two runners.
+        """
+        found, me = 0, os.getpid()
+        for pid in [stat.pid for stat in process.scan().values() if stat.parent == me]:
+            unborn = process.unborn(pid)  # before its session: whoever blocks nothing has joined its own
             stat = process.read_stat(pid)
             if stat and stat.session == self.session and stat.state != "Z":
-                return pid
-        return 0
+                if not unborn:
+                    return pid
+                found = -1
+        return found
 
     def fork(self) -> int:
         """Fork; the child is the runner. Returns 0 in the child, raises OSError if there can be none."""

@@ -10,25 +10,30 @@ import contextlib
 import errno
 import os
 import pwd
+import signal
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from spoolq import environment, fsops, home, host, script, ship, stored, tasks
+from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored, tasks
 from spoolq.config import Policy
+from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
 from spoolq.errors import JobFileError
 from spoolq.job import Job
-from spoolq.resources import MEM, UNIT
 from spoolq.ship import Target
 from spoolq.spool import Spool
+from spoolq.values import parse_warning
 
 # the spool or the machine is short of something: the job waits, here or for another node
 NOT_THE_JOBS_FAULT = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
 )
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
+NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
 
 
@@ -58,15 +63,25 @@ def _hopeless(problem: str) -> Prepared:
 class Launcher:
     """Prepares jobs of one spool for one node."""
 
-    def __init__(self, spool: Spool, node: str, *, state_dir: str, groups: str | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        node: str,
+        *,
+        state_dir: str,
+        groups: str | None = None,
+        kinds: Kinds = NO_KINDS,
+    ) -> None:
         """
         Nothing is read yet.
 
         Args:
             state_dir: the node's own directory, for outputs in mode `local`.
             groups: a delegated cgroup v2 directory in which each job gets a group of its own, or None.
+            kinds: the devices of this node that are told apart.
         """
-        self.spool, self.node, self.state_dir, self.groups = spool, node, state_dir, groups
+        self.spool, self.node, self.state_dir, self.groups, self.kinds = spool, node, state_dir, groups, kinds
+        self.path_map: Mapping[str, str] = {}  # paths that are called otherwise on this node
         self.remote_spool = host.file_system(spool.root).remote
         self._prepared: OrderedDict[int, tuple[float, Prepared]] = OrderedDict()
         self._programs: dict[tuple[str, str, str], tuple[float, str | None]] = {}
@@ -106,6 +121,7 @@ class Launcher:
             if error.errno not in (errno.EINVAL, errno.EFBIG):
                 raise
             return _hopeless(f"{error.filename}: {error.strerror}")
+        job = paths.job_here(job, self.path_map, self.spool.root)
         missing = "" if os.path.isdir(job.chdir) else job.chdir
         search = next((line[5:] for line in env.lines if line.startswith("PATH=")), "")
         return Prepared(job, env, search, tuple(interpreter), missing=missing)
@@ -162,16 +178,16 @@ class Launcher:
         with contextlib.suppress(OSError):
             fsops.symlink(path, f"{home.path_of(self.spool.root, job_id)}/{stream}")
 
-    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy) -> dict[str, Any]:
+    def message(self, entry: Entry, ready: Prepared, scratch: str, policy: Policy, held: Held) -> dict[str, Any]:
         """The start message without descriptors; see `channel`."""
-        job, wants = ready.job, entry.wants
+        job = ready.job
         path = home.path_of(self.spool.root, entry.id)
         argv = [*ready.interpreter, f"{path}/script", *job.command] if job.script else [*job.command]
         env = environment.for_job(ready.env, entry, job, node=self.node, spool=self.spool.root, tmpdir=scratch)
+        if self.kinds:
+            env = devices.lines(env, self.kinds, held)
         program = self._program(argv[0], job.chdir, ready.search)
-        said = MEM in job.declared or wants.get(MEM) != job.wants.get(MEM)  # at submission, or by an edit
-        enforce = MEM in wants and (said or policy.enforce_default_mem)
-        return {
+        message = ({"devices": held} if held else {}) | {
             "op": "start",
             "id": entry.unit,
             "attempt": entry.attempt,
@@ -182,13 +198,17 @@ class Launcher:
             "umask": job.umask,
             "chdir": job.chdir,
             "remote": self.remote_spool or self._is_remote(job.chdir),
-            "limit_s": entry.limit_s * policy.time_factor if entry.limit_s is not None else None,
             "grace_s": policy.grace_s,
-            "mem_mb": int(wants[MEM] * policy.mem_factor) // UNIT if enforce else None,
             "rerun": entry.rerun,
             "scratch": scratch,
             "cgroup": f"{self.groups}/{self.node}-{entry.unit}.{entry.attempt}" if self.groups else "",
+            **elbow.enforced(entry, job, policy)._asdict(),
         }
+        if job.signal:
+            word, before_s, first = parse_warning(job.signal)
+            number = int(word) if word.isdigit() else signal.Signals["SIG" + word].value
+            message["warn"] = [number, before_s, int(first)]
+        return message
 
     def _is_remote(self, path: str) -> bool:
         if path not in self._remote:

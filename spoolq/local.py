@@ -18,6 +18,7 @@ from spoolq import host
 from spoolq.errors import Misconfigured, TryAgain
 
 VARIABLE = "SPOOLQ_STATE_DIR"
+KEPT = ".kept"  # how the name of a scratch directory ends that was set aside: its files could not be brought out
 
 
 def base() -> str:
@@ -108,11 +109,11 @@ class Scratch:
         self._used: set[str] = set()
 
     def adopt(self, used: set[str]) -> None:
-        """At start: what running jobs use stays, the rest is emptied."""
+        """At start: what running jobs use stays, and what was set aside for users (`.kept`); the rest is emptied."""
         self._used = set(used)
         for name in os.listdir(self.top):
             path = os.path.join(self.top, name)
-            if path not in used:
+            if path not in used and not name.endswith(KEPT):
                 shutil.rmtree(path, ignore_errors=True)
 
     def take(self) -> str:

@@ -16,7 +16,7 @@ from spoolq import arguments, array, outlook, report, roster, selector
 from spoolq.arguments import Command, Flag
 from spoolq.entry import order
 from spoolq.report import JobRow, NodeRow
-from spoolq.resources import UNIT
+from spoolq.resources import UNIT, Amounts
 from spoolq.roster import Seen
 from spoolq.selector import Filter
 from spoolq.spool import Placed, Spool
@@ -226,20 +226,23 @@ def nodes(argv: list[str]) -> int:
                 code = 1
         found = [node for node in found if any(fnmatchcase(node.name, word) for word in given.words)]
     running = {node.name: spool.on_node(node.name) for node in found}
+    shared = outlook.pools_of(spool, found)
     if given.has("json"):
-        arguments.print_json("nodes", [_node_json(node, running[node.name]) for node in found])
+        arguments.print_json("nodes", [_node_json(node, running[node.name], shared) for node in found])
         return code
     if found:
         width, colour = arguments.style()
         rows = [_node_row(node, running[node.name]) for node in found]
         sys.stdout.write("\n".join(report.node_lines(rows, width, colour=colour)) + "\n")
+        if shared:
+            sys.stdout.write(f"pools: {report.others(*shared)}\n")
     elif not given.words:
         arguments.talk("no node has ever served this spool; start one with `spoolq node`")
     return code
 
 
-def _node_json(node: Seen, running: Sequence[Placed]) -> dict[str, Any]:
-    free = outlook.view_of(node, running).free
+def _node_json(node: Seen, running: Sequence[Placed], shared: tuple[Amounts, Amounts] | None) -> dict[str, Any]:
+    view, (taken, size) = outlook.view_of(node, running), shared or ({}, {})
     age = node.beat_age_s
     return {
         "node": node.name,
@@ -248,8 +251,9 @@ def _node_json(node: Seen, running: Sequence[Placed]) -> dict[str, Any]:
         "beat_age_s": None if age is None else round(age, 1),
         "drain": node.drain,
         "jobs": [placed.entry.id for placed in running],
-        "capacity": {name: amount / UNIT for name, amount in node.amounts("capacity").items()},
-        "free": {name: amount / UNIT for name, amount in free.items()},
+        "capacity": {name: amount / UNIT for name, amount in view.capacity.items() if name not in view.pools},
+        "free": {name: amount / UNIT for name, amount in view.free.items() if name not in view.pools},
+        "pools": {name: {"taken": taken[name] / UNIT, "size": size[name] / UNIT} for name in sorted(view.pools)},
         "load": node.facts.get("load"),
         "host": node.facts.get("host"),
         "version": node.facts.get("version"),

@@ -11,13 +11,28 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from spoolq import arguments, cgroup, host, local, patience, resources, service, where
+from spoolq import (
+    arguments,
+    cgroup,
+    constraint,
+    detect,
+    devices,
+    host,
+    local,
+    patience,
+    plugin,
+    resources,
+    service,
+    where,
+)
 from spoolq.arguments import Flag
+from spoolq.busy import DEVICE_FILES
 from spoolq.config import Settings
 from spoolq.daemon import Daemon
-from spoolq.errors import UsageError
+from spoolq.devices import Kind, Kinds
+from spoolq.errors import Misconfigured, UsageError
 from spoolq.live import Limits
-from spoolq.resources import CPUS, MEM, Amounts
+from spoolq.resources import CPUS, MEM, UNIT, Amounts
 from spoolq.spool import NODE_NAME
 from spoolq.wake import Wake
 
@@ -30,6 +45,7 @@ COMMAND = arguments.Command(
         Flag("cpus", "", "N", "cpus to lend; default all. More than the machine has is allowed"),
         Flag("mem", "", "MB", "memory to lend; default all (3G works too)"),
         Flag("gres", "", "NAME:N[,...]", "other things to lend: io:4,licence:2"),
+        Flag("label", "", "NAME[=VALUE],..", "what --constraint may ask for: ssd,rack=b4"),
         Flag("once", "", "", "start what fits now, wait for it, and exit"),
         Flag("idle-exit", "", "SECONDS", "exit after so long with nothing to do; 0: when the queue is empty"),
         Flag("no-watch", "", "", "poll only; do not ask the kernel for changes"),
@@ -56,6 +72,8 @@ def node(argv: Sequence[str]) -> int:
     state_dir = local.state_directory(found.policy.uuid, name)
     lock = local.lock(state_dir, name)
     capacity, measured = _capacity(given, found.settings)
+    kinds = _devices(given, found.settings, capacity)
+    capacity = {**capacity, **{name: len(kind.ids) * UNIT for name, kind in kinds.items()}}
     _raise_limits()
     wake = Wake()
     daemon = Daemon(
@@ -66,8 +84,12 @@ def node(argv: Sequence[str]) -> int:
         measured=measured,
         state_dir=state_dir,
         limits=_limits(given),
+        labels=_labels(given, found.settings, kinds),
+        bench=devices.Bench(kinds),
         wake=wake,
         groups=_groups(),
+        device_files={**DEVICE_FILES, **found.settings.device_files},
+        settings=_executable(found.settings),
     )
 
     def stop() -> None:
@@ -95,6 +117,18 @@ def _groups() -> str | None:
     return groups
 
 
+def _executable(settings: Settings) -> Settings:
+    """The settings, if what is to run around every job can be run: a node without would fail them all."""
+    import shutil
+
+    for key in ("wrapper", "prolog", "epilog"):
+        words = getattr(settings, key)
+        if words and not shutil.which(words[0]):
+            origin = next(said.origin for said in settings.in_force if said.key == f"node.{key}")
+            raise Misconfigured(f"{origin}: {key}: {words[0]}: no such program here, or not executable")
+    return settings
+
+
 def _limits(given: arguments.Given) -> Limits:
     idle = given.last("idle-exit")
     seconds = None
@@ -104,9 +138,9 @@ def _limits(given: arguments.Given) -> Limits:
 
 
 def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool]:
-    """What this node lends, and whether measured load counts: options over configuration over the machine."""
+    """What this node lends, and whether measured load counts: options over configuration, plugins and the machine."""
     machine = host.capacity()
-    lent = {**machine, **settings.resources}
+    lent = {**machine, **plugin.probed(), **settings.resources}
     lent |= {name: said for name, said in ((CPUS, settings.cpus), (MEM, settings.mem)) if said is not None}
     if text := given.last("cpus"):
         lent[CPUS] = resources.parse_amount(text, "--cpus")
@@ -127,6 +161,30 @@ def _capacity(given: arguments.Given, settings: Settings) -> tuple[Amounts, bool
             resources.show(machine),
         )  # fmt: skip
     return lent, not more
+
+
+def _devices(given: arguments.Given, settings: Settings, lent: Amounts) -> Kinds:
+    """The devices that are told apart: options over configuration over what is found here."""
+    found: dict[str, Kind] = {**detect.devices(), **settings.devices}
+    said = {*settings.resources, *(part.replace("=", ":").partition(":")[0] for part in given.every("gres"))}
+    for name in said & {devices.GPU, *found}:
+        try:
+            found[name] = devices.limited(name, found.get(name), lent[name])
+        except UsageError as error:
+            raise UsageError(f"--gres or resources: {error}") from None
+    return {name: kind for name, kind in found.items() if kind.ids}
+
+
+def _labels(given: arguments.Given, settings: Settings, kinds: Kinds) -> constraint.Labels:
+    """What this node says of itself: options over configuration over the machine."""
+    types: dict[str, constraint.Label] = {f"{name}_type": kind.type for name, kind in kinds.items() if kind.type}
+    said = {**types, **settings.labels}
+    for text in given.every("label"):
+        try:
+            said |= constraint.parse_label(text)
+        except UsageError as error:
+            raise UsageError(f"--label: {error}") from None
+    return {**host.labels(), **said}
 
 
 def _raise_limits() -> None:

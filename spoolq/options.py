@@ -47,7 +47,7 @@ class Parsed(NamedTuple):
 class Option(NamedTuple):
     """
     One row. `kind` is what TOML may say: number (or text), text, list (or text) or flag. `scope`: JOB is
-    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone.
+    good everywhere, REQUEST not in scripts, COMMAND_LINE on the command line alone. `gathers`: given twice, both count.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Option(NamedTuple):
     aliases: tuple[str, ...] = ()
     kind: str = "text"
     scope: str = JOB
+    gathers: bool = False
 
 
 # fmt: off
@@ -66,14 +67,23 @@ OPTIONS: tuple[Option, ...] = (
     Option("cpus", "c", "N", v.wants(CPUS, parse_amount), "cpus; 0.5 is allowed", "1", ("cpus-per-task",), "number"),
     Option("mem", "m", "SIZE", v.wants(MEM, parse_mb), "memory of the whole job, MB; 3G works", "1000", kind="number"),
     Option("time", "t", "TIME", v.time, "30 = minutes; 2:30:00, 90s, 2h30m", "unlimited", ("time-limit",), "number"),
+    Option("mem-factor", "", "F", v.factor("mem-factor"), "end it at F times its memory", "the spool's", kind="number"),
+    Option("time-factor", "", "F", v.factor("time-factor"), "end it at F times its time", "the spool's", kind="number"),
+    Option("signal", "", "[B:]SIG[@S]", v.warning, "send SIG S seconds before the end; B: to its first process", "60"),
     Option("gpus", "G", "N", v.wants(GPU, parse_amount), "GPUs; short for --gres gpu:N", "0", kind="number"),
     Option("gres", "g", "NAME:N,..", v.gres, "other resources that nodes offer", kind="list"),
     Option("name", "J", "TEXT", v.name, "name in tables", "the command's", ("job-name",)),
     Option("priority", "p", "N", v.whole("priority", *_RANGE), "-499 to 500, higher is sooner", "0", kind="number"),
     Option("nice", "", "N", v.whole("nice", *_RANGE, -1), "the same negated, as elsewhere", "0", kind="number"),
     Option("hold", "H", "", v.flag({"held": "HU"}), "do not start before `spoolq release`", kind="flag"),
+    Option("begin", "b", "WHEN", v.begin, "not before: 16:00, tomorrow, 2026-12-24T18:30, now+2h", "at once"),
+    Option("depend", "d", "JOBS", v.depend, "wait for other jobs: afterok:1:2,afterany:3; 42 = afterok:42",
+           aliases=("dependency",), kind="list"),
+    Option("kill-on-invalid-dep", "", "WORD", v.choice("kill_on_invalid_dep", ("yes", "no")),
+           "if that can never be: yes cancels, no waits", "yes"),
     Option("nodelist", "w", "NODES", v.nodes("nodelist"), "only on these: n1,n2 or n[1-3,5] or gpu*", kind="list"),
     Option("exclude", "x", "NODES", v.nodes("exclude"), "not on these", kind="list"),
+    Option("constraint", "C", "EXPR", v.constraint, "only nodes whose labels satisfy it: 'arch==x86_64 and ssd'"),
     Option("chdir", "D", "DIR", v.path("chdir"), "directory to run in", "the current"),
     Option("output", "o", "FILE", v.path("output"), "where stdout goes (%j = id), also stderr without -e", "its home"),
     Option("error", "e", "FILE", v.path("error"), "where stderr goes", "as stdout"),
@@ -87,10 +97,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
     Option("array", "a", "TASKS", v.array, "tasks 1-9:2 or 1,3,7-20 of one job; %3: at most 3 of them at once"),
     Option("max-fails", "", "N", v.whole("max-fails", 0, 10**6), "start no more when N failed", "0", kind="number"),
+    Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
+    Option("in", "", "FILE,..", v.files("in", "inputs"), "what it is made from", kind="list", gathers=True),
+    Option("out", "", "FILE,..", v.files("out", "targets"), "what it makes; if it fails, FILE.failed", kind="list",
+           gathers=True),
+    Option("if-stale", "", "", v.flag({"if_stale": True}), "only if an --out is missing or older than an --in",
+           kind="flag"),
+    Option("retry-mem", "", "MORE", v.retry_mem, "after OUT_OF_MEMORY a retry asks for: 2x, or +500 (MB)"),
+    Option("stage-in", "", "SRC[:DST],..", v.stage("stage-in", "stage_in"), "copy to $SPOOLQ_SCRATCH before",
+           kind="list", gathers=True),
+    Option("stage-out", "", "SRC[:DST],..", v.stage("stage-out", "stage_out"), "copy from $SPOOLQ_SCRATCH after",
+           kind="list", gathers=True),
     Option("wrap", "", "LINE", v.wrap, "run this line by /bin/sh instead of a command", scope=REQUEST),
     Option("file", "f", "JOB.TOML", v.flag({}), "read the job from a file", scope=COMMAND_LINE),
     Option("each-line", "", "FILE", v.flag({}), "one job per line; - is standard input", scope=COMMAND_LINE),
     Option("wait", "W", "", v.flag({}), "wait for the end, exit with the job's code", kind="flag", scope=COMMAND_LINE),
+    Option("unique", "", "KEY", v.flag({}), "one such job at a time: fail, or KEY:join it", scope=COMMAND_LINE),
     Option("check", "", "", v.flag({}), "only say which nodes could run it", kind="flag", scope=COMMAND_LINE),
     Option("parsable", "", "", v.flag({}), "print the id alone, as off a terminal", kind="flag", scope=COMMAND_LINE),
     Option("json", "", "", v.flag({}), "print JSON", kind="flag", scope=COMMAND_LINE),
@@ -121,9 +143,9 @@ def apply(pairs: Pairs, base: Mapping[str, Any] | None = None) -> Fields:
     """
     last: dict[str, str] = {}
     for pair in pairs:
-        name = BY_NAME[pair[0]].name
-        last.pop(name, None)  # the last wins, also over other options for the same field
-        last[name] = pair[1]
+        option = BY_NAME[pair[0]]
+        earlier = last.pop(option.name, None)  # the last wins, also over other options for the same field
+        last[option.name] = f"{earlier},{pair[1]}" if option.gathers and earlier is not None else pair[1]
     fields: Fields = dict(base or {})
     wants = {**DEFAULT_WANTS, **fields.get("wants", {})}
     declared: set[str] = set(fields.get("declared", ()))
@@ -145,11 +167,16 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
         UsageError: a value is wrong, two commands or none, or an entry name that could be too long.
     """
     found = apply(pairs, base)
+    if typed := found.pop("typed", ()):  # `gpu:a100:2`
+        said = [f"({found['constraint']})"] if found.get("constraint") else []
+        found["constraint"] = " and ".join([*said, *typed])
     if command and "command" in found:
         raise UsageError("wrap: stands instead of a command, not beside one")
     job = Job(**{"command": tuple(command), **found, **fields})
     if not job.command and not job.script:
         raise UsageError("no command")
+    if job.retry_mem and not job.retries:
+        raise UsageError(f"retry-mem: no retry could ask for more (remedy: -r 3 --retry-mem {job.retry_mem})")
     entry = job.entry(1)
     size = len(format_facts(entry)) + len(entry.label) + (_ARRAY_FACTS if job.array else 0)
     if size > MAX_NAME - _NAME_REST:

@@ -5,11 +5,13 @@ From the daemon (JSON with `op`; framing in `channel`):
     hello {version, boottime_lease, fence}     answered by `known`
     lease {until, fence}     start nothing after `until`, end jobs of rerun rule Y after `fence` (CLOCK_BOOTTIME, s)
     start {id, attempt, gen, argv, program, env: ["K=V"], umask, chdir, remote, cwdfd, limit_s, grace_s, mem_mb,
-           cgroup, rerun, scratch, until, fds}     `until`: of its claim; fds: stdout, stderr and, if cwdfd, directory
+           cgroup, rerun, scratch, devices, until, fds, warn: [signal, seconds, first]}     `until`: of its claim;
+           fds: stdout, stderr and, if cwdfd, directory; `devices` and `warn`, a signal before the end, may be absent
     signal {id, attempt, signal}  kill {id, attempt, reason, grace_s}  suspend, resume {id, attempt}
     limits {id, attempt, limit_s, mem_mb}  forget {jobs: [[id, attempt]]}  usage {}  reexec {}  stop {}
 To the daemon, after its hello:
-    known {pid, watcher, family, version, jobs: [{id, attempt, gen, state, pid, started, scratch, ended}]}
+    known {pid, watcher, family, version,
+           jobs: [{id, attempt, gen, state, stage, limit_s, mem_mb, pid, started, scratch, devices, ended}]}
     started {id, attempt, gen, pid, born, since, at}  ended {id, attempt, gen, ended}
     refused {id, attempt, gen, why}     it certainly did not start and is forgotten
     usage {cpu_s, jobs: {"id.attempt": {rss_mb, cpu_s}}}  busy {jobs}
@@ -26,7 +28,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import spoolq
-from spoolq import cgroup, journal, process, spawn, takeover
+from spoolq import cgroup, journal, process, runs, spawn, takeover
 from spoolq.adopted import NEVER
 from spoolq.channel import Message, encode
 from spoolq.ending import End
@@ -143,9 +145,12 @@ def _known(run: Run) -> dict[str, Any]:
         "gen": run.gen,
         "state": state,
         "stage": run.stage.value,
+        "limit_s": run.limit_s,
+        "mem_mb": run.mem_mb,
         "pid": run.pid or None,
         "started": run.started or None,
         "scratch": run.scratch,
+        "devices": run.devices,
         "ended": ended,
     }
 
@@ -192,6 +197,7 @@ def limits(runner: "Runner", message: Message) -> None:
         return
     if "limit_s" in message:
         run.limit_s = None if message["limit_s"] is None else float(message["limit_s"])
+        runs.rewarn(run, time.monotonic())
     if "mem_mb" in message:
         run.mem_mb = None if message["mem_mb"] is None else int(message["mem_mb"])
         enforced = bool(run.cgroup and run.mem_mb is not None and cgroup.limit_memory(run.cgroup, run.mem_mb))

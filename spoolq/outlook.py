@@ -9,24 +9,33 @@ at most MOST_FILES.
 """
 
 import contextlib
+import re
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from spoolq import array, roster, schedule
+from spoolq import array, begin, constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
 from spoolq.resources import Amounts, add, free_of
 from spoolq.roster import Seen
 from spoolq.schedule import ANYWHERE, Conditions, NodeView
 from spoolq.spool import Placed, Spool
 
+if TYPE_CHECKING:
+    from spoolq.parents import Parents
+    from spoolq.precedence import Precedence
+
 MOST_FILES = 100
+_LIMITED = re.compile(r"^\s*max_(?:running|cpus)\s*=", re.MULTILINE)
 _GONE = ("stopped", "dead", "silent", "new")
 
 
-def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
+def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] = ()) -> NodeView:
     """
     A node as `schedule` sees it.
 
@@ -34,29 +43,70 @@ def view_of(node: Seen, running: Sequence[Placed]) -> NodeView:
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.unit: placed.entry.wants for placed in running}
+    held = {placed.entry.unit: holds(node, placed.entry) for placed in running}
+    shared = node.facts.get("pools")
+    size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
+    using = pools.holders((placed.entry for placed in everywhere), size)
     said_free, said_held = node.amounts("free"), node.amounts("allocated")
     foreign = {
         name: max(0, amount - said_held.get(name, 0) - said_free.get(name, amount)) for name, amount in capacity.items()
+    }
+    for name in size:
+        foreign[name] = max(0, pools.taken(using.values(), size)[name] - add(*held.values()).get(name, 0))
+    others: dict[int | str, Amounts] = {
+        e.unit: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()
     }
     return NodeView(
         name=node.name,
         capacity=capacity,
         free=free_of(capacity, [add(*held.values()), foreign]),
-        held=held,
+        held={**others, **held},
+        pools=frozenset(size),
+        labels=constraint.sound(node.facts.get("labels")),
+        devices=devices.stock_said(node.facts, held),
         full=node.state == "full",
         draining=node.drain is not None,
         note=node.drain or "",
+        busy=node.busy,
+        idle_load=node.idle_load,
     )
+
+
+def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | None:
+    """(taken, size) of what all nodes share, by the largest size that one says; None if there is nothing."""
+    size: dict[str, int] = {}
+    for node in nodes:
+        said, capacity = node.facts.get("pools"), node.amounts("capacity")
+        for name in said if isinstance(said, list) else ():
+            size[name] = max(size.get(name, 0), capacity.get(name, 0))
+    if not size:
+        return None
+    everywhere = [at for name in spool.nodes() for top in ("running", "reaping") for at in spool.on_node(name, top)]
+    using = pools.holders((at.entry for at in everywhere), size)
+    return pools.taken(using.values(), size), size
+
+
+def lends(node: Seen, entry: Entry) -> Amounts:
+    """What a running job lends while it waits for jobs of its own, as its node says."""
+    said = node.facts.get("lent")
+    found = said.get(str(entry.id)) if isinstance(said, dict) else None
+    return {k: v for k, v in found.items() if type(v) is int} if isinstance(found, dict) else {}
+
+
+def holds(node: Seen, entry: Entry) -> Amounts:
+    """What a running job holds: what it asked for without what it lends."""
+    lent = lends(node, entry)
+    return {name: max(0, amount - lent.get(name, 0)) for name, amount in entry.wants.items()}
 
 
 def views(nodes: Iterable[Seen], live: Iterable[Placed]) -> list[NodeView]:
     """The nodes that may be expected to take jobs some time."""
     on: dict[str, list[Placed]] = {}
+    live = [placed for placed in live if placed.top in ("running", "reaping")]
     for placed in live:
         if placed.top == "running":
             on.setdefault(placed.node, []).append(placed)
-    return [view_of(node, on.get(node.name, [])) for node in nodes if node.state not in _GONE]
+    return [view_of(node, on.get(node.name, []), live) for node in nodes if node.state not in _GONE]
 
 
 def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
@@ -64,7 +114,9 @@ def conditions_of(spool: Spool, job_id: int) -> Conditions | None:
     from spoolq import deliver
 
     job = deliver.read_job(spool, job_id)
-    return None if job is None else Conditions(nodelist=job.nodelist, exclude=job.exclude)
+    if job is None:
+        return None
+    return Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
 
 
 class Outlook:
@@ -75,8 +127,23 @@ class Outlook:
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
         self._running = Counter(placed.entry.id for placed in live if placed.top == "running" and placed.entry.chunk)
-        self._known: dict[tuple[tuple[tuple[str, int], ...], str], Reason] = {}
+        self._live = live
+        self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
+        self._parents: Parents | None = None
+
+    @cached_property
+    def precedence(self) -> "Precedence":
+        """Who comes before whom; its rooms cost a command some milliseconds, and are rarely needed."""
+        from spoolq.precedence import Precedence
+
+        return Precedence(self.spool, self.nodes, self.views, self._live)
+
+    @cached_property
+    def _asked(self) -> "Precedence | None":
+        """The same, if a place is kept for somebody or users are limited."""
+        kept = any(at.top == "queue" and at.entry.other for at in self._live)
+        return self.precedence if kept or _LIMITED.search(self.spool.text) else None
 
     def reason(self, placed: Placed) -> Reason:
         """
@@ -100,9 +167,16 @@ class Outlook:
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
+        if entry.held == "HD" and (found := self.waits_for(entry.id)):
+            return found
         if terms is not ANYWHERE:
             return self._ask(entry, terms)
-        key = (tuple(entry.wants.items()), entry.held)
+        key = (
+            tuple(entry.wants.items()),
+            entry.held,
+            begin.begins(entry),
+            *(self._asked.key(entry) if self._asked else ()),
+        )
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
@@ -117,11 +191,15 @@ class Outlook:
         return Reason("ArrayTaskLimit", f"{runs} tasks of job {entry.id} run, and no more than {limit} may (%{limit})")
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
+        if entry.held == begin.HELD and (when := begin.begins(entry)) is not None:
+            return Reason("BeginTime", f"begins {begin.words(when, time.time())}")
         if entry.held:
             return schedule.explain(entry, _NOWHERE) or Reason("JobHeldUser", "held")
+        if self._asked and (reason := self._asked.limit(entry)):
+            return reason
         reasons: dict[str, Reason] = {}
         for view in self.views:
-            reason = schedule.explain(entry, view, terms)
+            reason = self._on(view, entry, terms)
             if reason is None:
                 return Reason("Priority", f"{view.name} has room: waits for its turn")
             reasons[view.name] = reason
@@ -129,15 +207,30 @@ class Outlook:
             return Reason("NoNodeAlive", no_node(self.nodes))
         return overall(reasons)
 
+    def waits_for(self, job_id: int) -> Reason | None:
+        """Which parent a job waits for and where that is; None if its file cannot be read."""
+        from spoolq import deliver, parents
+
+        with contextlib.suppress(OSError, SpoolqError):
+            if job := deliver.read_job(self.spool, job_id):
+                self._parents = self._parents or parents.Parents(self.spool)
+                return parents.reason(self._parents, job)
+        return None
+
     def each(self, entry: Entry) -> dict[str, Reason | None]:
         """What each node would say now; None where nothing but its turn keeps the job waiting."""
         terms = conditions_of(self.spool, entry.id) if entry.more else ANYWHERE
-        return {view.name: schedule.explain(entry, view, terms) for view in self.views}
+        return {view.name: self._on(view, entry, terms) for view in self.views}
+
+    def _on(self, view: NodeView, entry: Entry, terms: Conditions | None) -> Reason | None:
+        found = schedule.explain(entry, view, terms)
+        return found if found or not self._asked else self._asked.keeps(view.name, entry)
 
     def impossible(self, wants: Amounts, terms: Conditions = ANYWHERE) -> str | None:
         """Why no node ever seen could run it, even empty."""
         capacities = {node.name: node.amounts("capacity") for node in self.nodes if node.amounts("capacity")}
-        return schedule.impossible(wants, capacities, terms)
+        labels = {node.name: constraint.sound(node.facts.get("labels")) for node in self.nodes}
+        return schedule.impossible(wants, capacities, terms, labels)
 
 
 _NOWHERE = NodeView(name="", capacity={}, free={})

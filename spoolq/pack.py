@@ -30,7 +30,7 @@ from spoolq.entry import Entry
 from spoolq.reason import Reason
 from spoolq.reserve import Node, Task, Window, holder, opening, sooner, worth_moving
 from spoolq.resources import Amounts, fits, show, show_seconds
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, Plan
+from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, Plan
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
 DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
@@ -105,8 +105,10 @@ def plan(
     """
     if view.draining or view.full:
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
-    me = Node(view.name, view.capacity, view.free, tuple(tasks))
-    part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow)
+    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels)
+    left = {name: view.free.get(name, 0) for name in view.pools}  # of a pool all have what this node sees
+    others = [node._replace(free={**node.free, **left}) for node in others] if left else others
+    part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow, pools=view.pools)
     kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
     offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
     found = schedule.admit(offered, view.free, view, conditions, reasons)
@@ -128,9 +130,10 @@ def share(
     *,
     spread: bool = False,
     elbow: float = 1.0,
+    pools: frozenset[str] = frozenset(),
 ) -> Share:
     """This node's part of the plan; see `plan`."""
-    walk = _Walk(me, others, spread=spread, elbow=elbow)
+    walk = _Walk(me, others, spread=spread, elbow=elbow, pools=pools)
     start: list[Entry] = []
     withheld: list[tuple[Entry, Reason]] = []
     watch: set[Key] = set()
@@ -141,14 +144,17 @@ def share(
         wants = tuple(entry.wants.items())
         if entry.held or (walk.head and wants in hopeless and not entry.more and not entry.other):
             continue
+        if walk.is_kept(entry):
+            withheld.append((entry, Reason("Priority", POOL_KEPT)))
+            continue
         roomy = walk.roomy(entry.wants)
         if not roomy:
             hopeless.add(wants)
         here = me.name in roomy
         terms = conditions(entry) if entry.more or here else ANYWHERE
         able = walk.able(entry, roomy, terms)
-        if here and (kept := walk.bars(entry, me.name)):
-            withheld.append((entry, _kept(me.name, kept)))
+        if here and (kept := walk.bars(entry, me.name, terms)):
+            withheld.append((entry, kept_for(me.name, kept)))
         if not able:
             if terms is not None:
                 walk.keep_place(entry, terms)
@@ -165,7 +171,7 @@ def share(
                 first = me.name
         if first == me.name:
             start.append(entry)
-        walk.give(entry, first)
+        walk.give(entry, first, terms)
         shared += 1
         if shared == DEPTH:
             break
@@ -177,12 +183,14 @@ def share(
 class _Walk:
     """The nodes while jobs are shared out among them, in order."""
 
-    def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float) -> None:
+    def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float, pools: frozenset[str]) -> None:
         self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
         self.nodes = {node.name: node for node in (me, *others)}
+        self.labels = {name: node.labels for name, node in self.nodes.items()}
         self.capacities = {name: node.capacity for name, node in self.nodes.items()}
         self.free = {name: dict(node.free) for name, node in self.nodes.items()}
         self.given: dict[str, list[Task]] = {name: [] for name in self.nodes}
+        self.pools, self.kept = pools, dict[str, int]()  # of pools: so much is kept for jobs that come first
         self.windows: dict[str, Window] = {}
         self.head: Entry | None = None
         self.reserve: tuple[Entry, str] | None = None
@@ -191,33 +199,48 @@ class _Walk:
         """The nodes that have room for it, reservations aside."""
         return [name for name, free in self.free.items() if fits(wants, free)]
 
-    def bars(self, entry: Entry, name: str) -> Window | None:
+    def is_kept(self, entry: Entry) -> bool:
+        """Whether what it wants of a pool is there, and for jobs that come before it, here or elsewhere."""
+        free = self.free[self.me.name]
+        return any(
+            free.get(name, 0) - self.kept.get(name, 0) < entry.wants[name] <= self.me.free.get(name, 0)
+            for name in self.pools & entry.wants.keys()
+        )
+
+    def elbow_of(self, terms: Conditions | None) -> float:
+        """By what factor a job may outlast its time limit."""
+        return (terms.time_factor if terms else 0.0) or self.elbow
+
+    def bars(self, entry: Entry, name: str, terms: Conditions | None) -> Window | None:
         """The reservation, of a job that comes before it, that keeps it from starting on a node."""
-        kept = self.windows.get(name)
-        return kept if kept and not kept.lets(entry, self.elbow) else None
+        kept = self.windows.get(name) if not entry.parent else None  # somebody may wait for it with his part of a node
+        return kept if kept and not kept.lets(entry, self.elbow_of(terms)) else None
 
     def able(self, entry: Entry, roomy: list[str], terms: Conditions | None) -> list[tuple[float, str]]:
         """(emptiness, name) of those that may take it, the preferred first."""
         if terms is None:
             return []
-        if terms.nodelist or terms.exclude:
-            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms)
+        if terms.nodelist or terms.exclude or terms.constraint:
+            roomy = schedule.could_take({}, {name: {} for name in roomy}, terms, self.labels)
         found = [
             (emptiness(entry.wants, self.capacities[name], self.free[name]), name)
             for name in roomy
-            if not (terms.missing and name == self.me.name) and not self.bars(entry, name)
+            if not (terms.missing and name == self.me.name) and not self.bars(entry, name, terms)
         ]
         found.sort(key=lambda pair: (self.sign * pair[0], pair[1]))
         return found
 
-    def give(self, entry: Entry, name: str) -> None:
+    def give(self, entry: Entry, name: str, terms: Conditions | None) -> None:
         """It goes there."""
         free = self.free[name]
         for what, amount in entry.wants.items():
             free[what] = free.get(what, 0) - amount
+        for what in self.pools & entry.wants.keys():  # what one node takes of a pool all have less of
+            for other in self.free.values():
+                other[what] = free[what]
         if kept := self.windows.get(name):
-            kept.take(entry, self.elbow)
-        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow
+            kept.take(entry, self.elbow_of(terms))
+        left_s = None if entry.limit_s is None else entry.limit_s * self.elbow_of(terms)
         self.given[name].append(Task(entry.wants, left_s, young=True))
 
     def keep_place(self, entry: Entry, terms: Conditions) -> None:
@@ -226,10 +249,16 @@ class _Walk:
 
         The place of the first counts at once, on every node that knows the same, and is written if it is not yet.
         """
+        mine = self.free[self.me.name]
+        if short := [name for name in self.pools & entry.wants.keys() if entry.wants[name] > mine.get(name, 0)]:
+            # nobody knows when the pool has room, and until then a node would stand idle: only the pool is kept
+            if schedule.could_take(entry.wants, self.capacities, terms, self.labels):
+                self.kept |= {name: mine.get(name, 0) or 1 for name in short}
+            return
         now = holder(entry)
         if self.head and (now not in self.nodes or now in self.windows):
             return
-        names = schedule.could_take(entry.wants, self.capacities, terms)
+        names = schedule.could_take(entry.wants, self.capacities, terms, self.labels)
         if terms.missing and self.me.name in names:
             names.remove(self.me.name)
         if self.head:
@@ -243,10 +272,13 @@ class _Walk:
         elif not self.head:
             self.reserve = (entry, best)
         self.head = self.head or entry
+        for name in self.pools & entry.wants.keys():
+            self.kept[name] = self.kept.get(name, 0) + entry.wants[name]
         self.windows[best] = Window(entry, seen[best])
 
 
-def _kept(node: str, kept: Window) -> Reason:
+def kept_for(node: str, kept: Window) -> Reason:
+    """Why a job does not start on a node that keeps a place for another."""
     when = "when enough jobs have ended" if kept.in_s is None else f"in {show_seconds(kept.in_s)} at the latest"
     text = f"{node} keeps {show(kept.entry.wants)} for job {kept.entry.id}, which starts {when}; this would delay it"
     return Reason("Priority", text)

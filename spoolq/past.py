@@ -66,17 +66,18 @@ def hist(argv: list[str]) -> int:
     return 1 if given.words and not records else 0
 
 
-def conditions(given: Given, spool: Spool, now: datetime) -> dict[str, Any]:
+def conditions(given: Given, spool: Spool, now: datetime, words: list[str] | None = None) -> dict[str, Any]:
     """
     Arguments of `history.select` from a command line.
 
     Args:
         now: an aware datetime.
+        words: which jobs, if not those of the command line.
     """
     filters = selector.filter_of(given)
     states: set[State] = set(filters.states) | (set(_FAILED) if given.has("failed") else set())
     return {
-        "ids": ids_of(spool, given.words),
+        "ids": ids_of(spool, given.words if words is None else words),
         "users": filters.users,
         "names": given.every("name"),
         "states": [state.name for state in states],

@@ -133,7 +133,7 @@ class Presence:
 
         Args:
             state: `up`, `draining`, `full` or `stopped`.
-            changing: capacity, allocated, free (thousandths), measured, jobs.
+            changing: capacity, allocated, free (thousandths), measured, jobs, labels.
         """
         facts = {
             "format": 1,
@@ -144,11 +144,11 @@ class Presence:
             "pid": os.getpid(),
             "starttime": host.process_identity(os.getpid()),
             "instance": self.instance,
+            "beats": self._beats,
             "version": __version__,
             "state": state,
             **changing,
             "load": [round(x, 2) for x in os.getloadavg()],
-            "labels": host.labels(),
             "beat_s": self.policy.beat_s,
         }
         if facts != self._written:

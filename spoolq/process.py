@@ -182,6 +182,20 @@ def environment(pid: int) -> dict[bytes, bytes]:
     return {name: value for name, _, value in (word.partition(b"=") for word in text.split(b"\0"))}
 
 
+def unborn(pid: int) -> bool:
+    """
+    Whether a process may still become a job: posix_spawn blocks all signals from its vfork to its exec (glibc, musl).
+
+    In between it joins its own session. A process of the family is in this state for moments only.
+    """
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            words = file.readall().split()
+        return int(words[words.index(b"SigBlk:") + 1], 16) != 0
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def same_program(pid: int) -> bool:
     """Whether a process runs our own executable: a child between vfork and exec does."""
     try:

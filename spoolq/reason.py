@@ -9,7 +9,8 @@ from dataclasses import dataclass
 # one word for each reason, from the most to the least hopeful; Slurm's where it has one
 _WORDS = (
     "Priority Resources MeasuredLoad DeviceBusyOutside UserLimit ArrayTaskLimit SpoolFull NodeDrained RetryBackoff "
-    "BeginTime Dependency CwdMissing JobHeldUser JobHeldAdmin ReqNodeNotAvail BadConstraints NoNodeAlive"
+    "BeginTime Dependency DependencyNeverSatisfied CwdMissing JobHeldUser JobHeldAdmin ReqNodeNotAvail BadConstraints "
+    "NoNodeAlive"
 )
 WORDS = tuple(_WORDS.split())
 _LINE = re.compile(r"(?:(\S+) )?([A-Z][A-Za-z]+): (.*)", re.DOTALL)

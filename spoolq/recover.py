@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import select
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, fsops, home, host, regain, result, ship
-from spoolq.channel import Gone
+from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, regain, result, ship
+from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -81,12 +82,21 @@ def compare_notes(daemon: "Daemon") -> None:
         for message in daemon.family.receive():  # ends may follow in the same breath
             if message["op"] == "known":
                 reconcile(daemon, message["jobs"])
-                daemon.renew(message["version"])
+                renew(daemon, message["version"])
                 daemon.sure = True
             else:
                 daemon.take(message)
         if not daemon.sure:
             daemon.pause(1.0)
+
+
+def renew(daemon: "Daemon", version: str) -> None:
+    """After an upgrade: the family executes the new program in place; its jobs stay its children."""
+    if version != __version__ and not daemon.renewed:
+        log.info("renewing the runner from=%s to=%s", version, __version__)
+        daemon.renewed = True
+        say_program(daemon.state_dir)
+        daemon.family.send({"op": "reexec"})
 
 
 def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
@@ -97,6 +107,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
@@ -121,8 +132,11 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         key = (live.at.entry.unit, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
-    for job_id, attempt in known.jobs.keys() - here:
-        complete_result(daemon, (int(job_id), attempt), known)
+    daemon.bench.strays = {}
+    for key in known.jobs.keys() - here:
+        if known.state(key) == "running" and known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
+        complete_result(daemon, (int(key[0]), key[1]), known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
     placed = [live.at.entry for live in daemon.live.values()]
     placed += [item.at.entry for item in (*daemon.ended, *(item for _, item in daemon.task_ends))]
@@ -210,7 +224,9 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         local = ship.kept(daemon.state_dir, key)
         outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
         read = deliver.read_job(daemon.spool, key[0])
-        live = daemon.live[key[0]] = Live(at, read, outputs, scratch=job.get("scratch") or "")
+        ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
+        live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
+        live.devices = devices.sound(job.get("devices"))
         log.info("adopted job=%d attempt=%d %s", *key, job["state"])
     live.at, live.asked = at, False
     if wish := known.wish(key):
@@ -220,10 +236,22 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
             deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
-    stage = {True: "running", False: "paused"}[at.entry.suspended]
-    if job.get("stage") == stage:  # the runner that was told so did not live to do it
-        verb = "suspend" if at.entry.suspended else "resume"
-        daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
+    conform(daemon, live, job)
+
+
+def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
+    """Whatever its entry's name says and the runner does not: who was told so did not live to do it."""
+    entry = live.at.entry
+    message = {"id": entry.id, "attempt": entry.attempt}
+    if job.get("stage") == {True: "running", False: "paused"}[entry.suspended]:
+        daemon.family.send(message | {"op": "suspend" if entry.suspended else "resume"})
+    if live.job and "limit_s" in job:
+        wanted = elbow.enforced(entry, live.job, daemon.policy)._asdict()
+        limits = {name: limit for name, limit in wanted.items() if job[name] != limit}
+        if limits.get("mem_mb", 0) is None:  # of a job that did not ask for any; an edit may have set just that
+            del limits["mem_mb"]
+        if limits:
+            daemon.family.send(message | limits | {"op": "limits"})
 
 
 def note_lost(daemon: "Daemon") -> None:
@@ -290,7 +318,7 @@ def look_for_ghosts(daemon: "Daemon") -> None:
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
     running = daemon.spool.on_node(daemon.node, lasting=True)
-    unsettled = {claimed.entry.unit for _, claimed in daemon.unsettled}
+    unsettled = {claimed.entry.unit for _, claimed in daemon.unsettled} | daemon.pending.ids()
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]
         with contextlib.suppress(OSError):  # the local disk is full
@@ -307,16 +335,6 @@ def look_for_ghosts(daemon: "Daemon") -> None:
         daemon.sure = False
     if daemon.incomplete:
         daemon.incomplete = daemon.sure = False
-
-
-def capacities(daemon: "Daemon") -> dict[str, Any]:
-    """What the other nodes have to lend, as they say; what one says wrong is not counted."""
-    found = {}
-    for node in daemon.spool.nodes():
-        said = daemon.spool.read_node(node, sure=True).get("capacity")
-        if node != daemon.node and isinstance(said, dict):
-            found[node] = {name: amount for name, amount in said.items() if type(amount) is int}
-    return found
 
 
 def sweep(daemon: "Daemon") -> None:

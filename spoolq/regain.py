@@ -10,7 +10,7 @@ Invariant: a task that may have run and whose end nobody knows is run again only
 import logging
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, deliver, home, rerun, ship, tasks
+from spoolq import array, deliver, devices, home, rerun, ship, tasks
 from spoolq import chunk as chunks
 from spoolq.deliver import Finished
 from spoolq.entry import Entry
@@ -86,6 +86,7 @@ def compare(daemon: "Daemon", at: Placed, known: Known) -> None:
 
 def _adopt(daemon: "Daemon", chunk: chunks.Chunk, number: int, job: dict[str, Any]) -> None:
     chunk.current, live = number, chunk.live
+    live.devices = devices.sound(job["devices"]) if job.get("devices") else live.devices
     live.scratch = job.get("scratch") or ""
     key = chunks.run_key(chunk.entry, number)
     if ship.kept(daemon.state_dir, key):

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolq.begin import begins
 from spoolq.entry import HELD, RERUN_WORDS, Entry, order
 from spoolq.history import Record, efficiency
 from spoolq.reason import Reason
@@ -286,13 +287,14 @@ def job_json(row: JobRow) -> dict[str, Any]:
         "elapsed_s": row.elapsed_s,
         "rerun": RERUN_WORDS[entry.rerun],
         "held": HELD.get(entry.held),
+        "begin": begins(entry),
         "ending": entry.ending,
     }
 
 
 # --- nodes
 
-NODE_COLUMNS = _columns("NAME~8 STATE CPUS> MEM> LOAD> JOBS> BEAT> NOTE~8")
+NODE_COLUMNS = _columns("NAME~8 STATE CPUS> MEM> GRES~8 LOAD> JOBS> BEAT> NOTE~8")
 
 
 def node_lines(
@@ -308,6 +310,7 @@ def node_lines(
                 (row.state, _NODE_COLOURS.get(row.state, "yellow")),
                 f"{show_amount(held.get(CPUS, 0))}/{show_amount(view.capacity.get(CPUS, 0))}",
                 f"{show_mb(held.get(MEM, 0)) if held.get(MEM) else 0}/{show_mb(view.capacity.get(MEM, 0))}",
+                others(held, {name: size for name, size in view.capacity.items() if name not in view.pools}) or "-",
                 "-" if row.load is None else f"{row.load:.2f}",
                 str(len(view.held)),
                 "-" if row.beat_age_s is None else f"{row.beat_age_s:.0f}s",
@@ -315,6 +318,12 @@ def node_lines(
             ]
         )
     return table(NODE_COLUMNS, cells, width, header=header, colour=colour)
+
+
+def others(held: Mapping[str, int], capacity: Mapping[str, int]) -> str:
+    """What there is beside cpus and memory, declared by jobs / total: `gpu 0.5/2, io 3/4`."""
+    names = sorted(name for name in capacity if name not in (CPUS, MEM))
+    return ", ".join(f"{name} {show_amount(held.get(name, 0))}/{show_amount(capacity[name])}" for name in names)
 
 
 # --- history

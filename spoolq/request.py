@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from spoolq import environment, jobfile, nodelist, options, script
+from spoolq import constraint, environment, jobfile, nodelist, options, profile, script, stale
 from spoolq.errors import JobFileError, RequestError, UsageError
 from spoolq.home import JOB_LIMIT
 from spoolq.job import Job
@@ -55,33 +55,86 @@ def ask(parsed: Parsed, found: Found, cwd: str) -> Asked:
         UsageError, JobFileError: it is wrong.
     """
     source = source_of(parsed)
-    job, env = complete([*weaker(), *source.pairs, *parsed.pairs], source, found, cwd)
+    book = rulebook(found)
+    pairs = [*weaker(), *source.pairs, *parsed.pairs]
+    job, env = complete(job_of(pairs, source, found, cwd, book), cwd)
+    if book:
+        book.close()
+        profile.say(job.policy, sys.stderr.write)
     check_words(job.command, script=job.script)
+    if text := parsed.flags.get("unique"):
+        from spoolq import unique
+
+        job = job._replace(unique=unique.parse(text).key)
     return Asked(job, source.script, env)
 
 
-def complete(pairs: Sequence[Pair], source: Source, found: Found, cwd: str) -> tuple[Job, dict[str, str]]:
-    """The job with all that this machine adds, and its environment."""
+def rulebook(found: Found) -> profile.Rulebook | None:
+    """What rules submissions on this machine to a spool, or None."""
+    return profile.load(found.policy, plugins=found.policy.plugins)
+
+
+def job_of(pairs: Sequence[Pair], source: Source, found: Found, cwd: str, book: profile.Rulebook | None = None) -> Job:
+    """The job of some options, as rules and profiles want it."""
     base = {**found.policy.job_fields(), "name": name_of(source.name), "umask": own_umask(), "chdir": cwd}
-    job = options.to_job(
-        pairs,
-        source.words,
-        base,
-        script=source.script is not None,
-        user=user_name(),
-        submitted=environment.timestamp(time.time()),
-        submit_host=os.uname().nodename,
-    )
-    chdir = os.path.join(cwd, job.chdir)
-    if ".." not in chdir.split("/"):  # after a symbolic link `..` is somewhere else than it looks
-        chdir = os.path.normpath(chdir)
+    if "SPOOLQ_JOB_ID" in os.environ:
+        from spoolq import nested
+
+        base |= nested.base(found.spool)
+    base |= {"user": user_name(), "submitted": environment.timestamp(time.time()), "submit_host": os.uname().nodename}
+
+    def make(pairs: Sequence[Pair]) -> Job:
+        return stale.prepared(options.to_job(pairs, source.words, base, script=source.script is not None))
+
+    if book is None:
+        return checked(make(pairs), found)
+    ruled = book.rule(pairs, make, source.words, source.script, source.name)
+    return checked(make(ruled.pairs), found)._replace(policy=ruled.notes)
+
+
+def up_to_date(job: Job, cwd: str) -> bool:
+    """Whether a job need not run, since what it makes is newer than what it is made from."""
+    return job.if_stale and stale.up_to_date(absolute(job.chdir, cwd), job.inputs, job.targets)
+
+
+def checked(job: Job, found: Found) -> Job:
+    """The same, if the spool's policy and the jobs that it waits for allow it; those by their ids."""
+    if job.signal or job.time_factor or job.mem_factor:
+        from spoolq import elbow
+
+        elbow.check(job, found.policy)
+    if job.depend:
+        from spoolq import parents
+
+        job = job._replace(depend=parents.resolve(found.spool, job.depend))
+    if job.begin:
+        from spoolq import begin
+
+        job = job._replace(begin=begin.resolved(job.begin, time.time()))
+    return job
+
+
+def complete(job: Job, cwd: str) -> tuple[Job, dict[str, str]]:
+    """The job with its directory as it is called from everywhere, and its environment."""
+    chdir = absolute(job.chdir, cwd)
     if os.path.exists(chdir) and not os.path.isdir(chdir):
         raise UsageError(f"chdir: {chdir}: is no directory")
     if not os.path.isdir(chdir):
         warn(f"{chdir}: no such directory here; the job waits for a node that has it")
-    env = environment.exported(os.environ, job.export)
-    env[environment.SUBMIT_DIR] = cwd
-    return job._replace(chdir=chdir), env
+    return job._replace(chdir=chdir), environment_of(job, cwd)
+
+
+def absolute(path: str, cwd: str) -> str:
+    """A directory's path from the root."""
+    whole = os.path.join(cwd, path)
+    if ".." in whole.split("/"):  # after a symbolic link `..` is somewhere else than it looks
+        return whole
+    return os.path.normpath(whole)
+
+
+def environment_of(job: Job, cwd: str) -> dict[str, str]:
+    """What of this process's environment goes with a job."""
+    return environment.exported(os.environ, job.export) | {environment.SUBMIT_DIR: cwd}
 
 
 def weaker() -> list[Pair]:
@@ -289,17 +342,18 @@ def check_nodes(job: Job, spool: Spool, *, warn_none: bool = True) -> None:
     Reads node.json files only until one fits.
     """
     known: dict[str, Amounts] = {}
+    labels: dict[str, constraint.Labels] = {}
     for node in spool.nodes():
-        capacity = spool.read_node(node).get("capacity")
-        if not isinstance(capacity, dict):
+        facts = spool.read_node(node)
+        if not isinstance(capacity := facts.get("capacity"), dict):
             continue
-        known[node] = capacity
-        if fits(job.wants, capacity) and allowed(job, node):
+        known[node], labels[node] = capacity, constraint.sound(facts.get("labels"))
+        if fits(job.wants, capacity) and allowed(job, node) and not differs(job, labels[node]):
             return
     if not known and warn_none:
         warn("no node has been seen on this spool yet: the job waits for `spoolq node` on some machine")
         return
-    why = impossible(job, known)
+    why = impossible(job, known, labels)
     if why:
         raise RequestError(f"no node could ever run this: {why}")
 
@@ -312,11 +366,17 @@ def allowed(job: Job, node: str) -> bool:
     return (not job.nodelist or matches(job.nodelist, node)) and not matches(job.exclude, node)
 
 
-def impossible(job: Job, known: dict[str, Amounts]) -> str | None:
+def differs(job: Job, labels: constraint.Labels) -> str:
+    """Why the labels of a node do not satisfy --constraint, or an empty text."""
+    return constraint.mismatch(job.constraint, labels) if job.constraint else ""
+
+
+def impossible(job: Job, known: dict[str, Amounts], labels: dict[str, constraint.Labels]) -> str | None:
     """In words, or None."""
     from spoolq import schedule
 
-    return schedule.impossible(job.wants, known, schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude))
+    terms = schedule.Conditions(nodelist=job.nodelist, exclude=job.exclude, constraint=job.constraint)
+    return schedule.impossible(job.wants, known, terms, labels)
 
 
 def could_run(job: Job, spool: Spool) -> dict[str, Any]:
@@ -325,11 +385,13 @@ def could_run(job: Job, spool: Spool) -> dict[str, Any]:
 
     yes, no = [], {}
     for node in spool.nodes():
-        capacity = spool.read_node(node).get("capacity")
-        if not isinstance(capacity, dict):
+        facts = spool.read_node(node)
+        if not isinstance(capacity := facts.get("capacity"), dict):
             continue
         if not allowed(job, node):
             no[node] = "not among the nodes asked for"
+        elif why := differs(job, constraint.sound(facts.get("labels"))):
+            no[node] = f"asks for {job.constraint}, and {why}"
         elif short := lacking(job.wants, capacity):
             no[node] = f"too little {', '.join(short)}"
         else:

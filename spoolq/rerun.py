@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, deliver, fsops, home, host, result, tasks
+from spoolq import array, deliver, descent, fsops, home, host, result, tasks, values
 from spoolq.deliver import Finished
+from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
+from spoolq.job import Job
+from spoolq.resources import MEM
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -69,12 +72,16 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not entry.chunk and (record := deliver.proof(known.recorded, entry)):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
+    descent.end_children(daemon.spool, entry.id, daemon.node)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
-        return deliver.finish_unstarted(daemon.spool, at, "cancelled", detail, daemon.node)
-    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted
-        return run_again(daemon, at)
+        return daemon.around.end(daemon, at, "cancelled", detail)
+    if known.state(key) == "ended":  # an end that was seen: a requeue, interrupted; it gets its line of history too
+        item = Finished(at, known.jobs[key]["ended"], deliver.read_job(daemon.spool, entry.id), requeue=True)
+        item.retry = known.wish(key) != "requeue" and wanted(item)
+        daemon.ended.append(item)
+        return Answer.UNKNOWN
     detail = ""
     if entry.rerun == "N" and entry.chunk and lose_task(daemon, at, went_down):
         return run_again(daemon, at)
@@ -85,7 +92,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not detail:
         return run_again(daemon, at)
     log.warning("node fail job=%s attempt=%d", *key)
-    return deliver.finish_unstarted(daemon.spool, at, "nodefail", detail, daemon.node)
+    return daemon.around.end(daemon, at, "nodefail", detail)
 
 
 def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
@@ -145,7 +152,8 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
             return not deliver.found_again(daemon.spool, item) and keep_late(daemon, item)
         item.at = taken
     forget_nameless(daemon, item.at)
-    answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "")
+    changes = more_memory(daemon, item.at.entry, item.job, item.ended)
+    answer = run_again(daemon, item.at, held="HR" if item.retry and daemon.policy.retry_s else "", **changes)
     if answer is Answer.WON:
         item.requeued = True  # before its line: if that is refused, only the line is written later
         deliver.write_attempt(daemon.spool, item, daemon.node)
@@ -175,6 +183,17 @@ def give_back(daemon: "Daemon", at: Placed) -> None:
     """
     daemon.candidates = [other for other in daemon.candidates if other.entry.unit != at.entry.unit]
     daemon.spool.give_back(at)
+
+
+def more_memory(daemon: "Daemon", entry: Entry, job: Job | None, ended: Mapping[str, Any]) -> dict[str, Any]:
+    """What the next attempt asks for if this one took too much (`--retry-mem`); at most what a node has."""
+    if not job or not job.retry_mem or result.ending_word(ended) != "oom" or MEM not in entry.wants:
+        return {}
+    said = [daemon.spool.read_node(node).get("capacity") for node in daemon.spool.nodes()]
+    sizes = [size for size in (one.get(MEM) for one in said if isinstance(one, dict)) if type(size) is int]
+    most = max([daemon.capacity.get(MEM, 0), *sizes])
+    asked = entry.wants[MEM]
+    return {"wants": {**entry.wants, MEM: max(asked, min(values.grown(asked, job.retry_mem), most))}}
 
 
 def forget_nameless(daemon: "Daemon", at: Placed) -> None:

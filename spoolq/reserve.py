@@ -25,15 +25,16 @@ How a daemon uses it (see `pack` for the whole turn):
    next reserves anew, by the same rename. Nobody has to clean up.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from spoolq.entry import MAX_NAME, Entry, fitting, format_name
+from spoolq.constraint import Labels, sound
+from spoolq.entry import MAX_NAME, RESERVED, Entry, fitting, format_name, released
 from spoolq.resources import Amounts, add, free_of
 
 MOVE_S, MOVE_SHARE = 60.0, 0.25  # a reservation moves to a node that is free so much sooner; less is not worth a rename
-
-_FACT = "R="
+MOST_TASKS = 100  # of a node, in node.json
 
 
 class Task(NamedTuple):
@@ -50,12 +51,13 @@ class Task(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One node that takes jobs, thousandths: what it has, what it may lend now, and what it runs."""
+    """One node that takes jobs, thousandths: what it has, what it may lend now, what it runs, and its labels."""
 
     name: str
     capacity: Amounts
     free: Amounts
     tasks: tuple[Task, ...] = ()
+    labels: Labels = MappingProxyType({})
 
 
 class Opening(NamedTuple):
@@ -72,22 +74,54 @@ class Opening(NamedTuple):
 
 def holder(entry: Entry) -> str:
     """The node on which a waiting job has its place kept, or an empty text."""
-    return next((fact[len(_FACT) :] for fact in entry.other if fact.startswith(_FACT)), "")
-
-
-def released(entry: Entry) -> Entry:
-    """The same without a reservation."""
-    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(_FACT)))
+    return next((fact[len(RESERVED) :] for fact in entry.other if fact.startswith(RESERVED)), "")
 
 
 def reserving(entry: Entry, node: str) -> Entry | None:
     """The entry after the rename that reserves for it; None if no name can hold that."""
     plain = released(entry)
-    reserved = fitting(plain._replace(other=(*plain.other, _FACT + node)).next())
+    reserved = fitting(plain._replace(other=(*plain.other, RESERVED + node)).next())
     try:
         return reserved if len(format_name(reserved)) <= MAX_NAME and reserved.wants == entry.wants else None
     except ValueError:
         return None
+
+
+def digest(tasks: Sequence[Task], most: int = MOST_TASKS) -> list[Task]:
+    """
+    The same for who plans with it, in at most `most` tasks, so that node.json stays small.
+
+    Those without a limit are one, which says as much; of very many with one, neighbours in time end
+    together with the last of them: then a place may seem to come later, never sooner.
+    """
+    ends = sorted((task for task in tasks if task.left_s is not None), key=lambda task: task.left_s or 0.0)
+    size = -(-len(ends) // (most - 1)) or 1
+    groups = [ends[first : first + size] for first in range(0, len(ends), size)]
+    found = [Task(add(*(task.wants for task in group)), group[-1].left_s) for group in groups]
+    rest = [task.wants for task in tasks if task.left_s is None]
+    return found + ([Task(add(*rest))] if rest else [])
+
+
+def said(name: str, facts: Mapping[str, Any], age_s: float = 0.0) -> Node:
+    """
+    A node as its node.json describes it; anybody may have written that.
+
+    Args:
+        age_s: how long it has said so: what its jobs have left is less by that.
+    """
+    tasks = []
+    for task in facts["tasks"] if isinstance(facts.get("tasks"), list) else ():
+        if isinstance(task, list) and len(task) == 2 and isinstance(task[0], dict):
+            left_s = max(0.0, task[1] - age_s) if type(task[1]) in (int, float) else None
+            tasks.append(Task(_amounts(task[0]), left_s))
+    labels = sound(facts.get("labels"))
+    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels)
+
+
+def _amounts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: amount for name, amount in value.items() if type(amount) is int and amount >= 0}
 
 
 def opening(wants: Amounts, node: Node, more: Iterable[Task] = (), free: Amounts | None = None) -> Opening:

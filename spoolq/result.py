@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from spoolq import elbow
 from spoolq.entry import Entry
 from spoolq.environment import timestamp
 from spoolq.errors import Misconfigured
@@ -77,7 +78,8 @@ def facts(
         node: where it ran, or None if it never did.
     """
     get, rusage, wants = ended.get, ended.get("rusage") or {}, entry.wants
-    reason, detail = get("reason") or None, get("detail") or None
+    reason = get("reason") or None
+    detail = elbow.words(reason or "", get("detail") or "", entry) or None
     found: dict[str, Any] = {
         "format": FORMAT,
         "id": entry.id,
@@ -165,11 +167,13 @@ def history_line(found: Mapping[str, Any], job: Job | None) -> bytes:
     """
     A line of history: the facts, with the job's name, user and command words (null if unknown).
 
+    `script`, true, says that the job ran a script and the words are its arguments.
     Of a long command only the first words are kept, then `...`, so that a line stays a line.
     """
     if job is None:
         return build({**found, "name": None, "user": None, "command": None})
-    return build({**found, "name": job.name, "user": job.user, "command": _short(job.command)})
+    said = {**found, "name": job.name, "user": job.user, "command": _short(job.command)}
+    return build({**said, "script": True} if job.script else said)
 
 
 def _short(command: Iterable[str]) -> list[str]:

@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from spoolq.resources import Amounts
+from spoolq.resources import UNIT, Amounts
+from spoolq.schedule import IDLE_LOAD
 from spoolq.spool import Spool
 
 SILENT_BEATS = 4  # missed heartbeats after which a node is called silent
@@ -42,6 +43,20 @@ class Seen:
         """`capacity`, `allocated` or `free`, thousandths."""
         found = self.facts.get(key)
         return {k: v for k, v in found.items() if isinstance(v, int)} if isinstance(found, dict) else {}
+
+    @property
+    def busy(self) -> dict[str, list[int]]:
+        """Numbers of the devices that others use, by resource."""
+        said = self.facts.get("busy")
+        pairs = said.items() if isinstance(said, dict) else ()
+        return {name: [n for n in found if type(n) is int] for name, found in pairs if isinstance(found, list)}
+
+    @property
+    def idle_load(self) -> int:
+        """What others may use of the cpus without keeping a job waiting, thousandths."""
+        measured = self.facts.get("measured")
+        said = measured.get("idle_load") if isinstance(measured, dict) else None
+        return round(said * UNIT) if isinstance(said, int | float) and 0 <= said < 1e6 else IDLE_LOAD
 
 
 def look(spool: Spool) -> list[Seen]:

@@ -65,6 +65,9 @@ class Runner:
             self.adopted.take(run)
             for record in taken.exits.get(run.pid, ()):
                 self.take_exit(record)
+        for run in list(self.by_pid.values()):
+            if not run.own and (act := runs.unfinished(run)):
+                self.enforcer.act(run, act)
         for run in taken.never:
             self.refuse(run.text, "the runner was killed before it could start it")
 
@@ -272,6 +275,7 @@ class Runner:
             run.reason = reason
         self.journal.keep(takeover.change_line(run))
         self.journal.flush()
+        self.die(f"before-{act.value}", run)
         self.enforcer.act(run, act)
         self.retime(run)
 

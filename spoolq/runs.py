@@ -31,6 +31,7 @@ class Event(Enum):
 
     CANCEL = "cancelled"
     LIMIT = "timeout"
+    WARN = "warn"
     MEMORY = "oom"
     FENCE = "lost"
     GRACE = "grace"
@@ -45,11 +46,13 @@ class Act(Enum):
     KILL = "kill"
     STOP = "stop"
     CONT = "cont"
+    WARN = "warn"
 
 
 _TABLE: dict[tuple[Stage, Event], tuple[Stage, Act]] = {
     (Stage.RUNNING, Event.CANCEL): (Stage.ENDING, Act.TERM),
     (Stage.RUNNING, Event.LIMIT): (Stage.ENDING, Act.TERM),
+    (Stage.RUNNING, Event.WARN): (Stage.RUNNING, Act.WARN),
     (Stage.RUNNING, Event.MEMORY): (Stage.KILLING, Act.KILL),
     (Stage.RUNNING, Event.FENCE): (Stage.KILLING, Act.KILL),
     (Stage.RUNNING, Event.PAUSE): (Stage.PAUSED, Act.STOP),
@@ -65,7 +68,7 @@ _TABLE: dict[tuple[Stage, Event], tuple[Stage, Act]] = {
 }
 _REASONS = (Event.CANCEL, Event.LIMIT, Event.MEMORY, Event.FENCE)
 # what a change may touch, and so what the journal holds of it
-_CHANGING = ("stage", "reason", "detail", "limit_s", "grace_s", "mem_mb", "deadline", "paused_at", "paused_s")
+_CHANGING = ("stage", "reason", "detail", "limit_s", "grace_s", "mem_mb", "deadline", "paused_at", "paused_s", "warned")
 
 
 class Run:
@@ -80,17 +83,20 @@ class Run:
         pid: 0 until started. It was born between the ticks `earliest` and `latest`.
         own: whether it is a child of this very process; else `handle` holds it (a `process.Handle`).
         started: wall clock, for people; `since`: the same on CLOCK_MONOTONIC.
+        devices: which ones it holds, as the daemon said; kept for the next daemon.
         cpu_s: what it used, once it is over.
         line: the `ended` message once it is over, journal and wire alike.
         deadline: when the grace is over; only while ending or killing.
+        warn: the signal before the time limit (number, seconds before, to the first process alone), or None.
+        warned: whether it was sent, or was about to be.
         sampled: whether its memory is sampled, since no cgroup enforces the limit.
         unsure: `pid` is of the job, but perhaps not its first process: its end is not the job's.
     """
 
     __slots__ = (
-        "attempt", "cgroup", "cpu_s", "deadline", "detail", "earliest", "gen", "grace_s", "handle", "id", "latest",
-        "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled", "scratch",
-        "since", "stage", "started", "text", "trampoline", "unsure",
+        "attempt", "cgroup", "cpu_s", "deadline", "detail", "devices", "earliest", "gen", "grace_s", "handle", "id",
+        "latest", "limit_s", "line", "mem_mb", "own", "paused_at", "paused_s", "pid", "reason", "rerun", "sampled",
+        "scratch", "since", "stage", "started", "text", "trampoline", "unsure", "warn", "warned",
     )  # fmt: skip
 
     def __init__(self, text: str, go: Mapping[str, Any]) -> None:
@@ -102,6 +108,7 @@ class Run:
         self.cgroup: str = go.get("cgroup") or ""
         self.rerun: str = go.get("rerun") or "C"
         self.scratch: str = go.get("scratch") or ""
+        self.devices: dict[str, Any] = go.get("devices") or {}
         self.trampoline = bool(go.get("remote") or self.cgroup)
         self.pid = self.earliest = self.latest = 0
         self.own, self.unsure = True, False
@@ -111,7 +118,10 @@ class Run:
         self.deadline: float | None = None
         self.paused_at: float | None = None
         self.paused_s = 0.0
-        self.sampled = False
+        self.sampled = self.warned = False
+        self.warn: tuple[int, float, bool] | None = None
+        if warn := go.get("warn"):
+            self.warn = (int(warn[0]), float(warn[1]), bool(warn[2]))
         self.line, self.cpu_s = "", 0.0
 
     @property
@@ -155,6 +165,7 @@ def happen(run: Run, event: Event, now: float, detail: str = "", grace_s: float 
         run.paused_s += now - run.paused_at
         run.paused_at = None
     run.stage, act = cell
+    run.warned = run.warned or event is Event.WARN
     if event in _REASONS and not run.reason:
         run.reason, run.detail = event.value, detail
     if act is Act.TERM:
@@ -167,13 +178,33 @@ def happen(run: Run, event: Event, now: float, detail: str = "", grace_s: float 
     return act
 
 
+def rewarn(run: Run, now: float) -> None:
+    """After a change of the time limit: one signal before each end, unless its time is over."""
+    if run.warn and run.warned and run.limit_s is not None:
+        run.warned = run.since + run.paused_s + run.limit_s - run.warn[1] <= now
+
+
+def unfinished(run: Run) -> Act | None:
+    """
+    What a runner that was killed may have left half done to the tree, by what it wrote down before it began.
+
+    Each is harmless when repeated: a tree that is stopped, continued or told to end for a second time.
+    """
+    if run.stage is Stage.RUNNING:
+        return Act.CONT if run.paused_s else None
+    return {Stage.PAUSED: Act.STOP, Stage.ENDING: Act.TERM, Stage.KILLING: Act.KILL}.get(run.stage)
+
+
 def due_at(run: Run) -> float | None:
     """When the next event by time is due, or None."""
     if run.stage is Stage.RUNNING and run.limit_s is not None:
-        return run.since + run.paused_s + run.limit_s
+        before_s = run.warn[1] if run.warn and not run.warned else 0.0
+        return run.since + run.paused_s + run.limit_s - before_s
     return run.deadline if run.stage in (Stage.ENDING, Stage.KILLING) else None
 
 
 def due(run: Run) -> Event:
     """Which event it is."""
+    if run.stage is Stage.RUNNING and run.warn and not run.warned:
+        return Event.WARN
     return Event.LIMIT if run.stage is Stage.RUNNING else Event.GRACE

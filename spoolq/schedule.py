@@ -3,23 +3,24 @@ Decide which waiting jobs may start on one node, and say why the others may not.
 
 Every node runs this on its own view of the queue, with nobody to arbitrate, so the answer must depend
 on the arguments alone: no clock, no disk, no random numbers. Order comes from outside (`in_order`,
-`starting_point`), so another policy is another order, not another `admit`.
+`fair`), so another policy is another order, not another `admit`.
 Invariants: what is started fits into what is free, in every dimension; every job is in exactly one of
 start, blocked, rest; whoever is blocked can be told why, in words and figures.
 """
 
-import itertools
-import zlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from spoolq.constraint import Labels, mismatch
+from spoolq.devices import Stock
 from spoolq.entry import HELD, Entry, order
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
 
-IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, which keeps no whole-node job waiting
-WINDOW = 64  # equals among which nodes start from different places; nobody is overtaken by more of them
+IDLE_LOAD = 300  # thousandths of a cpu: an idle machine's own bustle, unless `idle_load` in spool.toml says more
+POOL_KEPT = "what it wants of a shared pool is kept for a job that comes first"
 HOLDERS = 3  # named in a reason
 
 
@@ -38,15 +39,20 @@ class Conditions:
     What a job's entry does not say.
 
     `nodelist` and `exclude` are patterns (see `matches`), empty for any node and for none.
+    `constraint` is about the labels of the node (see `constraint`), or empty.
     `missing` is the working directory that does not exist on this node, or empty.
+    `time_factor`: by which it may outlast its time limit, if that is not the same for all; else 0.
     """
 
     nodelist: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    constraint: str = ""
     missing: str = ""
+    time_factor: float = 0.0
 
 
 ANYWHERE = Conditions()
+NO_LABELS: Mapping[str, Labels] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,11 @@ class NodeView:
         held: what each running or claimed job holds, by id.
         full: whether the spool or the local disk is.
         note: why it drains or what is full, in words, or empty.
+        busy: numbers of the devices that processes outside spoolq use, by resource.
+        idle_load: what others may use of the cpus without keeping a job waiting, thousandths.
+        labels: what constraints are asked of.
+        devices: what is free of each device, where some are told apart.
+        pools: names of what all nodes share; `free` is what is left in all.
     """
 
     name: str
@@ -68,7 +79,11 @@ class NodeView:
     full: bool = False
     draining: bool = False
     note: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
+    busy: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    idle_load: int = IDLE_LOAD
+    labels: Labels = field(default_factory=dict)
+    devices: Stock | None = None
+    pools: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,14 +127,19 @@ def admit(
     if node.draining or node.full:
         stay, waiting = [(entry, 0, None) for entry in waiting], ()
     room = left.get
+    stock = node.devices.copy() if node.devices else None
     for entry in waiting:
         wants = entry.wants
         for name, amount in wants.items():  # `fits`, without a call for each of thousands
             if amount > room(name, 0):
                 stay.append((entry, len(start), None))
+                if name in node.pools and _could_ever(entry, node, conditions):
+                    left[name] = 0  # kept for it: others that want less would keep it waiting for ever
                 break
         else:
             reason = _unsuitable(entry, node, conditions(entry))
+            if stock and not reason and stock.lend(wants) is None:
+                reason = _no_device(wants, node) or Reason("Priority", "its devices go to jobs that come first")
             if reason:
                 stay.append((entry, len(start), reason))
                 continue
@@ -139,11 +159,17 @@ def admit(
     return Plan(start=tuple(start), blocked=tuple(blocked), rest=tuple(entry for entry, _, _ in stay[reasons:]))
 
 
+def _could_ever(entry: Entry, node: NodeView, conditions: Callable[[Entry], Conditions | None]) -> bool:
+    return fits(entry.wants, node.capacity) and not _unsuitable(entry, node, conditions(entry))
+
+
 def _why(entry: Entry, node: NodeView, free: Amounts, before: list[Entry], terms: Conditions | None) -> Reason:
     if reason := explain(entry, node, terms, free):
         return reason
     left = free_of(free, [other.wants for other in before])
     short = lacking(entry.wants, left)
+    if not short:
+        return Reason("Priority", POOL_KEPT)
     takers = {other.unit: other.wants for other in before}
     parts = [f"{_needs(entry.wants, name)}, {_figure(name, left.get(name, 0))} left" for name in short]
     return Reason("Priority", f"{'; '.join(parts)} after jobs that come first; {_holders(short, takers, 'takes')}")
@@ -168,7 +194,7 @@ def explain(
     reason = _unsuitable(entry, node, conditions)
     if reason and reason.word != "CwdMissing":
         return reason
-    return _too_big(entry.wants, node, node.free if free is None else free) or reason
+    return _too_big(entry.wants, node, node.free if free is None else free) or _no_device(entry.wants, node) or reason
 
 
 def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> Reason | None:
@@ -183,9 +209,19 @@ def _unsuitable(entry: Entry, node: NodeView, conditions: Conditions | None) -> 
         return Reason("ReqNodeNotAvail", f"asks for {','.join(conditions.nodelist)}, and this is {node.name}")
     if matches(conditions.exclude, node.name):
         return Reason("ReqNodeNotAvail", f"excludes {','.join(conditions.exclude)}, and this is {node.name}")
+    if conditions.constraint and (differs := mismatch(conditions.constraint, node.labels)):
+        return Reason("BadConstraints", f"asks for {conditions.constraint}, and on {node.name} {differs}")
     if conditions.missing:
         return Reason("CwdMissing", f"its directory {conditions.missing} does not exist on {node.name}")
     return None
+
+
+def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
+    """Enough in sum, and yet not to be lent: a part of a job's share is never of two devices."""
+    if not node.devices or not (text := node.devices.why(wants)):
+        return None
+    names = [name for name in node.devices.free if name in wants]
+    return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
 
 
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
@@ -199,11 +235,21 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         # of two limits the tighter is shown, so that the figure is the one to wait for
         left = {name: min(declared.get(name, 0), free.get(name, 0)) for name in short}
         parts = [f"{_needs(wants, name)}, {_of(name, left[name], node.capacity)} free" for name in short]
-        return Reason("Resources", "; ".join([*parts, _holders(short, node.held, "holds")]))
+        shared = [f"all nodes share {' and '.join(names)}"] if (names := sorted(node.pools & {*short})) else []
+        return Reason("Resources", "; ".join([*parts, *shared, _holders(short, node.held, "holds")]))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
+    if node.devices and all(name in node.devices.busy for name in short):
+        busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
-    return Reason("MeasuredLoad", "; ".join([*parts, "the rest is used outside spoolq"]))
+    if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
+        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} used outside spoolq"]))
+    remedy = ""
+    if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
+        enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10
+        remedy = f" (if that is usual there, idle_load = {enough:g} in spool.toml lets it start)"
+    return Reason("MeasuredLoad", "; ".join([*parts, f"the rest is used outside spoolq{remedy}"]))
 
 
 def _figure(name: str, amount: int) -> str:
@@ -234,7 +280,11 @@ def _holders(names: Sequence[str], held: Mapping[int | str, Amounts], verb: str)
 
 
 def effective_free(
-    capacity: Amounts, allocations: Iterable[Amounts], measured: Amounts | None, unused_reservation: int = 0
+    capacity: Amounts,
+    allocations: Iterable[Amounts],
+    measured: Amounts | None,
+    unused_reservation: int = 0,
+    idle_load: int = IDLE_LOAD,
 ) -> dict[str, int]:
     """
     What a node may lend: min(capacity - declared, what the machine really has), thousandths.
@@ -242,42 +292,70 @@ def effective_free(
     Args:
         allocations: what each running or claimed job declared.
         measured: `cpus` that processes outside spoolq leave (jobs of spoolq not counted as use) and
-            `mem` available now, each optional; None if the capacity was set above the machine's.
+            `mem` available now, each optional; and what others leave of devices that they use.
         unused_reservation: memory that running jobs declared and do not use yet, thousandths of MB:
             it is still free as measured, and spoken for.
+        idle_load: what others may use of the cpus without counting, thousandths.
     """
     declared = add(*allocations)
     free = free_of(capacity, (declared,))
-    if measured and CPUS in measured and CPUS in free:
-        free[CPUS] = max(0, min(free[CPUS], measured[CPUS] + IDLE_LOAD - declared.get(CPUS, 0)))
-    if measured and MEM in measured and MEM in free:
-        free[MEM] = max(0, min(free[MEM], measured[MEM] - unused_reservation))
+    for name, amount in (measured or {}).items():
+        if name in free:
+            spoken_for = unused_reservation if name == MEM else declared.get(name, 0)
+            tolerated = idle_load if name == CPUS else 0
+            free[name] = max(0, min(free[name], amount + tolerated - spoken_for))
     return free
 
 
-def could_take(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> list[str]:
-    """The names of the nodes, given their capacities, that could run it when empty; sorted."""
-    return sorted(name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+def could_take(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> list[str]:
+    """
+    The names of the nodes, given their capacities, that could run it when empty; sorted.
+
+    Args:
+        labels: by node; of one that is not there nothing is known, and a constraint does not count.
+    """
+    able = (name for name in nodes if _allowed(name, conditions) and fits(wants, nodes[name]))
+    return sorted(name for name in able if not _differs(name, conditions, labels))
+
+
+def _differs(name: str, conditions: Conditions, labels: Mapping[str, Labels]) -> str:
+    return mismatch(conditions.constraint, labels[name]) if conditions.constraint and name in labels else ""
 
 
 def _allowed(name: str, conditions: Conditions) -> bool:
     return (not conditions.nodelist or matches(conditions.nodelist, name)) and not matches(conditions.exclude, name)
 
 
-def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditions = ANYWHERE) -> str | None:
+def impossible(
+    wants: Amounts,
+    nodes: Mapping[str, Amounts],
+    conditions: Conditions = ANYWHERE,
+    labels: Mapping[str, Labels] = NO_LABELS,
+) -> str | None:
     """
     Why none of the known nodes could ever run it, even empty; None if one could or none is known.
 
     Args:
         nodes: name -> capacity, thousandths.
+        labels: as for `could_take`.
     """
-    if not nodes or could_take(wants, nodes, conditions):
+    if not nodes or could_take(wants, nodes, conditions, labels):
         return None
     allowed = {name: capacity for name, capacity in nodes.items() if _allowed(name, conditions)}
     if not allowed:
         asked = ",".join(conditions.nodelist) or "any node"
         but = f" except {','.join(conditions.exclude)}" if conditions.exclude else ""
         return f"asks for {asked}{but}, and no known node is that (known: {_some(sorted(nodes))})"
+    differ = {name: differs for name in sorted(allowed) if (differs := _differs(name, conditions, labels))}
+    if len(differ) == len(allowed):
+        parts = [f"on {name} {differs}" for name, differs in differ.items()]
+        return f"asks for {conditions.constraint}, and no known node is so: {_some(parts)}"
+    allowed = {name: capacity for name, capacity in allowed.items() if name not in differ}
     best = {name: max(capacity.get(name, 0) for capacity in allowed.values()) for name in wants}
     if short := lacking(wants, best):
         parts = [f"{_needs(wants, name)}, and no node has more than {_figure(name, best[name])}" for name in short]
@@ -288,25 +366,3 @@ def impossible(wants: Amounts, nodes: Mapping[str, Amounts], conditions: Conditi
 
 def _some(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + (f", {len(words) - most} more" if len(words) > most else "")
-
-
-def starting_point(node: str, names: Sequence[str], live_nodes: Iterable[str]) -> tuple[int, int]:
-    """
-    Where this node begins among the first names, equal in rank, so that nodes do not race for the same.
-
-    Nodes with one view get different places. The places move whenever the view does, so that the
-    first name is soon somebody's: with fixed places, jobs that keep arriving could keep it waiting.
-    A single node gets (0, 0), which leaves the exact order.
-
-    Args:
-        names: of waiting entries, in order.
-
-    Returns:
-        (first, width): look at names[first:width], names[:first], names[width:], in this order.
-    """
-    nodes = sorted({node, *live_nodes})
-    window = names[: min(WINDOW, len(nodes))]
-    equals = [*itertools.takewhile(lambda name: name[:4] == window[0][:4], window)]
-    if len(equals) < 2:
-        return 0, 0
-    return (nodes.index(node) + zlib.crc32("\n".join(equals).encode())) % len(equals), len(equals)

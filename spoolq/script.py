@@ -21,8 +21,9 @@ _WORD = re.compile(r"""(?:[^\s"'\\]+|\\.|"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*')+""", 
 _QUOTED = re.compile(r"""\\.|"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*'""", re.DOTALL)
 # Slurm's options that mean the same here -> ours; `one` is good with the value 1 alone
 _SAME = "cpus-per-task mem time output error chdir hold gres gpus nodelist exclude export open-mode requeue no-requeue"
+_SAME += " dependency kill-on-invalid-dep"
 _SBATCH = {"job-name": "name", "nodes": "one", "ntasks": "one", "N": "one", "n": "one"}
-_SBATCH |= {name: name for name in _SAME.split()} | {letter: BY_SHORT[letter].name for letter in "JctoeDHGwx"}
+_SBATCH |= {name: name for name in _SAME.split()} | {letter: BY_SHORT[letter].name for letter in "JctoeDHGwxd"}
 # what the shell would change in a line, and words that only the shell can run
 _PLAIN = re.compile(r"[\w@+,./: \t-]*")
 _SHELL_WORDS = """

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spoolq import arguments, deliver, fsops, home, look, outlook, report, resources, selector
+from spoolq import arguments, deliver, devices, fsops, home, learn, look, outlook, report, resources, selector
 from spoolq.arguments import Command
 from spoolq.entry import RERUN_WORDS
 from spoolq.errors import UsageError
@@ -94,6 +94,8 @@ def shown(scene: Scene, placed: Placed) -> dict[str, Any]:
     facts["outputs"] = output_paths(spool, placed, job, facts["node"] or "")
     facts["job"] = None if job is None else job_json(job)
     facts["result"] = result
+    running = placed.top == "running"
+    facts["devices"] = devices.said(scene.node(placed.node).facts).get(job_id, {}) if running else {}
     facts["earlier"] = earlier(path)
     facts["why"] = outlook.quiet_whys(spool, job_id)
     return facts
@@ -109,11 +111,23 @@ def job_json(job: Job) -> dict[str, Any]:
         "umask": f"{job.umask:04o}",
         "nodelist": list(job.nodelist),
         "exclude": list(job.exclude),
+        "depend": list(job.depend),
+        "constraint": job.constraint or None,
+        "unique": job.unique or None,
+        "parent": int(job.parent) if job.parent.isdigit() else None,
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
         "output_mode": job.output_mode,
         "export": job.export,
+        "in": list(job.inputs),
+        "out": list(job.targets),
+        "if_stale": job.if_stale,
+        "stage_in": list(job.stage_in),
+        "stage_out": list(job.stage_out),
+        "estimate": list(job.estimate),
+        "declared": sorted(job.declared),
+        "policy": list(job.policy),
         "user": job.user,
         "submitted": job.submitted or None,
         "submit_host": job.submit_host or None,
@@ -141,11 +155,30 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     else:
         pairs.append(("job file", "cannot be read any more"))
     pairs.append(("request", _request(placed)))
+    pairs += [("made from", ", ".join(job["in"]))] if job and job["in"] else []
+    pairs += [("makes", ", ".join(job["out"]))] if job and job["out"] else []
+    pairs += [("stage in", ", ".join(job["stage_in"]))] if job and job["stage_in"] else []
+    pairs += [("stage out", ", ".join(job["stage_out"]))] if job and job["stage_out"] else []
+    pairs += [("policy", note) for note in job["policy"]] if job else []
     if job and (job["nodelist"] or job["exclude"]):
         only = ",".join(job["nodelist"]) or "any"
         pairs.append(("nodes", only + (f" except {','.join(job['exclude'])}" if job["exclude"] else "")))
+    if job and job["estimate"]:
+        pairs.append(("estimated", learn.told(job["estimate"])))
+    if entry.aside:
+        pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
+    if job and job["depend"]:
+        pairs.append(("depends on", " ".join(job["depend"])))
+    if job and job["constraint"]:
+        pairs.append(("constraint", job["constraint"]))
     ran = f", for {resources.show_seconds(facts['elapsed_s'])}" if facts["elapsed_s"] is not None else ""
     pairs += [("attempt", str(entry.attempt)), ("node", f"{facts['node'] or '-'}{ran}")]
+    if facts["devices"]:
+        pairs.append(("devices", devices.show(facts["devices"])))
+    if placed.top == "running" and (lent := outlook.lends(scene.node(placed.node), entry)):
+        pairs.append(("lends", f"{resources.show(lent)}, while it waits for jobs of its own"))
+    if entry.parent:
+        pairs.append(("parent", f"job {entry.parent}, and ends with it"))
     for stream, path in facts["outputs"].items():
         pairs.append((stream, f"{path}{_size(path)}"))
     pairs += result_pairs(result)

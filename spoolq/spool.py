@@ -1,10 +1,9 @@
 """
 The spool: alone knows the directory layout and the rename protocol.
 
-One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and
-directory are state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and
-contended transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`). Whoever the entry
-belongs to afterwards is told by `move` alone.
+One entry, one rename, one transition. An entry is a symbolic link to its job file; only its name and directory are
+state, and no program follows it. Every rename raises `gen`, so no target name is ever used twice, and contended
+transitions go to a directory that only the mover writes (`running/<me>`, `reaping/<me>`); `move` says who won.
 Invariant: each transition is a row of `state.TRANSITIONS`; listings are never cached here.
 """
 
@@ -17,9 +16,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from spoolq import begin, fsops, home
 from spoolq import entry as entry_room
-from spoolq import fsops, home
-from spoolq.entry import HOMES, Entry, fitting, order, parse_name, rank_of, segment
+from spoolq.entry import HOMES, Entry, fitting, leaving, order, parse_name, rank_of, segment
 from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
 from spoolq.state import TRANSITIONS, State, of_entry
@@ -83,7 +82,7 @@ class Spool:
 
     def __init__(self, root: str) -> None:
         """Open; nothing is read until it is needed, but the mark must be there (exit 78 otherwise)."""
-        self.root = root
+        self.root, self._whole = root, ""
         self.text = self._mark()
 
     def _mark(self) -> str:
@@ -171,8 +170,7 @@ class Spool:
         """
         for _ in range(2):
             for top in _NEWEST_FIRST:
-                match = self.lookup(top, job_id)
-                if match is not None:
+                if (match := self.lookup(top, job_id)) is not None:
                     return match
             self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
@@ -180,8 +178,7 @@ class Spool:
     def lookup(self, top: str, job_id: int | str) -> Placed | None:
         """A job's entry under one top, or None."""
         for place in self._places(top, int(str(job_id).partition("_")[0])):
-            match = [entry for entry in self.entries(place) if job_id in (entry.id, entry.unit)]
-            if match:
+            if match := [entry for entry in self.entries(place) if job_id in (entry.id, entry.unit)]:
                 return Placed(place, max(match, key=lambda entry: entry.gen))
         return None
 
@@ -189,9 +186,8 @@ class Spool:
         if top == "done":
             return [f"done/{job_id // HOMES}"]
         children = sorted(fsops.names(f"{self.root}/{top}"))
-        if top in ("queue", "held"):
-            children = [name for name in children if entry_room.segment_holds(name, job_id)]
-        return [f"{top}/{name}" for name in children]
+        holds = entry_room.segment_holds
+        return [f"{top}/{n}" for n in children if top not in ("queue", "held") or holds(n, job_id)]
 
     # --- submitting
 
@@ -239,7 +235,7 @@ class Spool:
         """Rename an entry, the one place where states change: WON and where it is, or LOST or UNKNOWN."""
         assert (at.top, top) in TRANSITIONS, f"{at.top} -> {top} is no transition"
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
-        entry = fitting(entry)
+        entry = fitting(entry if top == at.top else leaving(entry, at.top))
         target = Placed(place_of(top, entry, node), entry)
         return fsops.move(f"{self.root}/{at.path}", f"{self.root}/{target.path}"), target
 
@@ -273,13 +269,14 @@ class Spool:
         return self.transfer(at, "held", at.entry.next(held=why))
 
     def release(self, at: Placed) -> tuple[Answer, Placed]:
-        """held -> queue."""
-        return self.transfer(at, "queue", at.entry.next(held=""))
+        """held -> queue; one whose time has not come waits for that, unless it waited for that alone."""
+        return self.edit(at, held=begin.next_hold(at.entry, time.time()))
 
     def edit(self, at: Placed, *, priority: int | None = None, **changes: Any) -> tuple[Answer, Placed]:
-        """Rename in place with other facts; a new priority may change the segment."""
+        """Rename in place with other facts; a new priority may change the segment, `held` the top."""
         changes |= {"rank": rank_of(priority)} if priority is not None else {}
-        return self.transfer(at, at.top, at.entry.next(**changes), at.node)
+        top = ("held" if changes["held"] else "queue") if "held" in changes else at.top
+        return self.transfer(at, top, at.entry.next(**changes), at.node)
 
     def sweep_segments(self) -> None:
         """Remove empty segments, off the hot path; one that is in use says ENOTEMPTY and stays."""
@@ -366,8 +363,11 @@ class Spool:
     # --- history
 
     def record(self, date: str, writer: str, lines: Iterable[bytes], *, sync: bool = True) -> None:
-        """Append finished jobs to `history/<date>.<writer>.jsonl`, synced once for all of them."""
-        fsops.append(f"{self.root}/history/{date}.{writer}.jsonl", b"".join(lines), sync=sync)
+        """Append finished jobs to `history/<date>.<writer>.jsonl`, synced once; never to a line that may be torn."""
+        path, whole = f"{self.root}/history/{date}.{writer}.jsonl", self._whole
+        self._whole = ""  # a full disk tears lines, and so does whoever dies
+        fsops.append(path, b"".join(lines), sync=sync, apart=path != whole)
+        self._whole = path
 
     def history_files(self) -> list[str]:
         """Names of the history files, oldest first."""

@@ -38,7 +38,7 @@ ENDED = frozenset((State.COMPLETED, State.FAILED, State.CANCELLED, State.TIMEOUT
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("jobs", "queue"): "submit",
     ("jobs", "held"): "submit held",
-    ("queue", "queue"): "edit",
+    ("queue", "queue"): "edit, reserve",
     ("held", "held"): "edit",
     ("queue", "held"): "hold",
     ("held", "queue"): "release",
@@ -54,6 +54,7 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("reaping", "done"): "node fail, or finish for a dead node",
     ("reaping", "reaping"): "reap from a dead reaper",
     ("done", "queue"): "requeue",
+    ("done", "held"): "requeue, waiting for other jobs",
 }
 
 _ENDINGS = {

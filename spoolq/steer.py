@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 
 from spoolq import arguments, selector
 from spoolq.arguments import Command, Flag, Given
-from spoolq.entry import HELD
+from spoolq.entry import HELD, Entry
 from spoolq.errors import NotFound, SpoolqError, TryAgain, UsageError
 from spoolq.fsops import Answer
 from spoolq.spool import Placed, Spool
 from spoolq.state import State
 
 TRIES = 8  # renames lost to somebody else before giving up; each means that the job has moved on
-_RELEASABLE = ("HU", "HA", "HR", "")
+_RELEASABLE = ("HU", "HA", "HB", "HR", "")
 
 
 class Outcome(NamedTuple):
@@ -257,7 +257,8 @@ def over(placed: Placed) -> Outcome:
     return nothing(placed, f"has already ended ({placed.state.name}, {placed.entry.ending})")
 
 
-def _taken_over(placed: Placed) -> Outcome:
+def taken_over(placed: Placed) -> Outcome:
+    """Somebody else decides about it at this moment."""
     return nothing(placed, f"node {placed.node} is just deciding about it, try again", failed=True)
 
 
@@ -280,7 +281,7 @@ def kill_step(number: int | None) -> Step:
         if placed.top == "done":
             return over(placed)
         if placed.top == "reaping":
-            return _taken_over(placed)
+            return taken_over(placed)
         if placed.top == "running":
             if number is None:
                 return request(spool, placed, "kill", "requested", f"{placed.node} is asked to kill it")
@@ -313,13 +314,13 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "done":
         return over(placed)
     if placed.top == "reaping":
-        return _taken_over(placed)
+        return taken_over(placed)
     if placed.top == "running":
-        if entry.suspended:
+        if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
         return request(spool, placed, "suspend", "requested", f"{placed.node} is asked to suspend it")
     if placed.top == "held":
-        if entry.held != "HR":
+        if entry.held not in ("HR", "HD", "HB"):
             return nothing(placed, f"is held already ({HELD.get(entry.held, 'held')})")
         answer, target = spool.edit(placed, held="HU")
     else:
@@ -335,62 +336,37 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "done":
         return over(placed)
     if placed.top == "reaping":
-        return _taken_over(placed)
+        return taken_over(placed)
     if placed.state is State.SUSPENDED:
         return request(spool, placed, "resume", "requested", f"{placed.node} is asked to resume it")
     if placed.top != "held":
         return nothing(placed, f"is not held ({placed.state.name})")
     if entry.held not in _RELEASABLE:
-        return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}", failed=True)
-    answer, target = spool.release(placed)
+        how = f"; spoolq edit {entry.id} depend=none lets it go without" if entry.held == "HD" else ""
+        return nothing(placed, f"is not held by a user: it waits for {HELD[entry.held]}{how}", failed=True)
+    held = "" if entry.held in ("HR", "HB") else next_hold(spool, entry)
+    answer, target = spool.edit(placed, held=held) if held else spool.release(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
     spool.committed([target])
-    return Outcome(entry.unit, "released", f"job {entry.unit}: released")
+    then = "; it waits for other jobs" if held else "; it waits for its time" if target.entry.held else ""
+    return Outcome(entry.id, "released", f"job {entry.unit}: released{then}")
+
+
+def next_hold(spool: Spool, entry: Entry) -> str:
+    """What else holds a job that nobody holds any more, or that is to run again, see `parents`."""
+    if not entry.more:
+        return ""
+    from spoolq import parents
+
+    return parents.next_hold(spool, entry)
 
 
 def requeue_step(*, failed: bool = False) -> Step:
-    """
-    The step of `requeue`: run again what ended; kill and run again what runs; of a chunk only what `failed`.
+    """The step of `requeue`: see `afresh`."""
+    from spoolq import afresh
 
-    One that was run again since it was first seen is left alone: that was this command, whose rename had
-    no answer, or somebody else with the same wish (simulation: one `requeue` made two runs).
-    """
-    first: dict[int | str, int] = {}
-
-    def step(spool: Spool, placed: Placed) -> Outcome | None:
-        entry = placed.entry
-        if entry.attempt > first.setdefault(entry.unit, entry.attempt):
-            return Outcome(entry.unit, "requeued", f"job {entry.unit}: queued again as attempt {entry.attempt}")
-        if failed and placed.state is State.CANCELLED and not entry.chunk:
-            return nothing(placed, "did not fail: it was cancelled")
-        return _requeue(spool, placed, failed)
-
-    return step
-
-
-def _requeue(spool: Spool, placed: Placed, failed: bool) -> Outcome | None:
-    from spoolq import home, part
-
-    entry = placed.entry
-    if placed.top == "running":
-        return request(spool, placed, "requeue", "requested", f"{placed.node} is asked to kill it and queue it again")
-    if placed.top == "reaping":
-        return _taken_over(placed)
-    if placed.top != "done":
-        return nothing(placed, f"has not started yet ({placed.state.name})")
-    # the old result goes first: the next attempt may end before we return
-    home.set_aside(spool.root, entry.id, entry.attempt)
-    try:
-        changes = part.again(spool, entry, failed=failed) if entry.chunk else {}
-        answer, target = spool.requeue(placed, **changes)
-    except OSError:
-        home.bring_back(spool.root, entry.id, entry.attempt)
-        raise
-    if settled(spool, answer, placed, target) is Answer.LOST:
-        return None
-    spool.committed([target])
-    return Outcome(entry.unit, "requeued", f"job {entry.unit}: queued again as attempt {target.entry.attempt}")
+    return afresh.step_of(failed=failed)
 
 
 def edit(argv: list[str]) -> int:

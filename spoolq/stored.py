@@ -25,18 +25,61 @@ MAX_STORED = 1 << 20  # bytes of a stored one, which holds a whole command line
 
 # Fields of Job by the kind of their values; the key in the file is the name of the option. What has its default is
 # left out. A new field needs its name here, and nothing else in this room.
-_TEXTS = ["name", "chdir", "held", "rerun", "output", "error", "open_mode", "output_mode", "export", "array"]
-_TEXTS += ["user", "submitted", "submit_host"]
-_NUMBERS = ["priority", "retries", "max_fails"]
-_FLAGS = ["script"]
-_LISTS = ["command", "nodelist", "exclude", "declared"]
+_TEXTS = [
+    "name",
+    "chdir",
+    "begin",
+    "held",
+    "rerun",
+    "output",
+    "error",
+    "constraint",
+    "open_mode",
+    "output_mode",
+    "export",
+    "signal",
+    "retry_mem",
+    "user",
+    "submitted",
+    "submit_host",
+    "kill_on_invalid_dep",
+    "unique",
+    "parent",
+    "array",
+]
+_NUMBERS = [
+    "priority",
+    "retries",
+    "max_fails",
+    "mem_factor",
+    "time_factor",
+]
+_FLAGS = [
+    "if_stale",
+    "script",
+    "ages",
+]
+_LISTS = [
+    "stage_in",
+    "stage_out",
+    "inputs",
+    "targets",
+    "command",
+    "nodelist",
+    "exclude",
+    "declared",
+    "depend",
+    "policy",
+    "estimate",
+]
 _KEYS = {
     field: field if field == "submit_host" else field.replace("_", "-")
     for field in (*_TEXTS, *_NUMBERS, *_FLAGS, *_LISTS)
 }
+_KEYS |= {"inputs": "in", "targets": "out"}
 _FIELDS = {key: field for field, key in _KEYS.items()}
 _CHOICES = {"open_mode": ("append", "truncate"), "held": ("", *HELD), "rerun": tuple(RERUNS)}
-_CHOICES |= {"output_mode": ("spool", "local")}
+_CHOICES |= {"output_mode": ("spool", "local"), "kill_on_invalid_dep": ("yes", "no")}
 _FIRST = ("command", "name", "chdir")  # said always, and before the rest
 _DEFAULTS = Job._field_defaults
 
@@ -135,7 +178,7 @@ def read_job(data: bytes, file: str) -> Job:
                 _read_other(key, value, fields, wants)
             elif not _valid(field, value):
                 raise UsageError(f"{key}: {value!r:.60} is not valid")
-            elif field in _NUMBERS:
+            elif field in _NUMBERS or field in ("signal", "retry_mem"):
                 fields |= BY_NAME[key].parse(str(value))
             elif field in _LISTS:
                 fields[field] = frozenset(value) if isinstance(_DEFAULTS.get(field), frozenset) else tuple(value)

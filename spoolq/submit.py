@@ -11,12 +11,13 @@ import errno
 import sys
 from collections.abc import Iterator, Sequence
 
-from spoolq import environment, home, options, patience, request, script, stored, where
+from spoolq import environment, home, mount, options, patience, request, stored, where
 from spoolq.entry import Entry, label_of
-from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
+from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
-from spoolq.request import Asked, Source
+from spoolq.request import Asked
+from spoolq.resources import CPUS, MEM
 from spoolq.spool import Placed, Spool
 
 BATCH = 500  # jobs of a bulk submission that are made durable together and then printed
@@ -59,13 +60,19 @@ def sub(argv: Sequence[str]) -> int:
     found = where.find(parsed.flags.get("spool", ""), make=not check)
     cwd = request.current_directory()
     if "each-line" in parsed.flags:
+        from spoolq.lines import each_line
+
         ids = each_line(parsed, found, cwd, only_check=check)
     else:
         asked = request.ask(parsed, found, cwd)
         if check:
-            return _show_check(asked.job, found.spool, as_json="json" in parsed.flags)
-        ids = [submit(found, asked).entry.id]
-        _announce(ids, parsed)
+            return show_check(asked.job, found.spool, as_json="json" in parsed.flags)
+        if request.up_to_date(asked.job, cwd):
+            say_fresh(", ".join(asked.job.targets))
+            return 0
+        ids, cwd = [submit_or_join(found, asked, parsed)[0].entry.id], asked.job.chdir
+        announce(ids, parsed)
+        tell(found, ids, asked.job)
     if ids and "wait" in parsed.flags:
         from spoolq import awaiting
 
@@ -77,6 +84,7 @@ def sub(argv: Sequence[str]) -> int:
             raise
         for job_id in ids:
             awaiting.tell(found.spool, ended[job_id])
+            mount.bring_back(found, job_id, cwd)
         return awaiting.worst(ended)
     return 0
 
@@ -93,13 +101,78 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
         TryAgain: the spool is full, or does not say.
     """
     spool = found.spool
-    request.check_nodes(asked.job, spool, warn_none=warn)
+    job = estimated(asked.job, found, warn=warn)
+    asked = asked._replace(job=job)
     home.check_space(spool.root, int(found.policy.min_free_mb))
     data = _fitting(stored.format_job(asked.job))
+    staged = mount.heed(found, asked.job)
+    if asked.job.unique:
+        from spoolq import unique
+
+        unique.look(spool, asked.job)
     job_id = home.allocate(spool.root)
+    if staged:
+        asked = asked._replace(job=mount.carry(found, job_id, asked.job))
+        data = _fitting(stored.format_job(asked.job))
     placed = _commit(spool, job_id, asked, data)
     _make_durable(spool, [placed])
+    if _tied(asked.job):
+        from spoolq import ties
+
+        ties.after(spool, [placed], asked.job)
     return placed
+
+
+def estimated(job: Job, found: where.Found, commands: list[tuple[str, ...]] | None = None, *, warn: bool) -> Job:
+    """The job that is submitted: with estimates, unless no known node could run what they come to."""
+    best = job
+    if found.policy.learn and not job.declared >= {CPUS, MEM}:
+        from spoolq import lessons
+
+        if commands is None or lessons.alike(job, commands):
+            best = lessons.estimated(job, found.spool.root, found.policy)
+    try:
+        request.check_nodes(best, found.spool, warn_none=warn)
+    except RequestError:
+        if best is job:
+            raise
+        request.check_nodes(job, found.spool, warn_none=warn)
+        return job
+    return best
+
+
+def submit_or_join(found: where.Found, asked: Asked, parsed: Parsed, *, warn: bool = True) -> tuple[Placed, bool]:
+    """`submit`, or with `--unique KEY:join` the job that has the key; and whether it is that one."""
+    if "unique" not in parsed.flags:
+        return submit(found, asked, warn=warn), False
+    from spoolq import unique
+
+    try:
+        return submit(found, asked, warn=warn), False
+    except unique.Taken as taken:
+        if not unique.parse(parsed.flags["unique"]).join:
+            raise
+        if sys.stderr.isatty():
+            sys.stderr.write(f"spoolq: joined job {taken.at.entry.id} ({taken.at.state.name})\n")
+        return taken.at, True
+
+
+def say_fresh(what: str) -> None:
+    """Nothing was submitted, and that is as it should be."""
+    sys.stderr.write(f"spoolq: up to date, nothing submitted: {what}\n")
+
+
+def tell(found: where.Found, ids: Sequence[int], job: Job) -> None:
+    """Let the hook know, which is one for all jobs of a submission; what goes wrong in it is no matter of theirs."""
+    try:
+        settings = found.settings
+        if settings.on_submit or found.policy.plugins:
+            from spoolq import hook
+
+            hooks = hook.Hooks(settings, found.spool.root, where.log_file("hooks.log"), plugins=found.policy.plugins)
+            hooks.tell(hook.SUBMIT, {**hook.of_job(job.entry(ids[0]), job), "JOB_IDS": ranges(ids)})
+    except (SpoolqError, OSError) as error:
+        request.warn(f"the hook for submissions was not run: {error}")
 
 
 def _fitting(data: bytes) -> bytes:
@@ -114,8 +187,16 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         home.fill(spool.root, job_id, data, env=packed, script=asked.script, entry=not array)
         if array:
             entry = fill_array(spool, asked.job, entry)
+        if _tied(asked.job):
+            from spoolq import ties
+
+            ties.before(spool, asked.job, job_id)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
         placed = spool.submit(job_id, entry)
+        if asked.job.unique:
+            from spoolq import unique
+
+            unique.committed(spool, asked.job, job_id)
         patience.so_far(lambda: f"submitted as {job_id}, but the spool cannot say that it is durable")
         return placed
     except OSError as error:
@@ -146,7 +227,12 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
         raise TryAgain(f"submitted as {ids}, but the spool cannot say that it is durable: {error.strerror}") from error
 
 
-def _announce(ids: Sequence[int], parsed: Parsed) -> None:
+def _tied(job: Job) -> bool:
+    """Whether there is more to do about it than one commit, see `ties`."""
+    return bool(job.depend or job.unique or job.parent.isdigit())
+
+
+def announce(ids: Sequence[int], parsed: Parsed) -> None:
     try:
         if "json" in parsed.flags:
             from spoolq.arguments import print_json
@@ -172,7 +258,7 @@ def ranges(ids: Sequence[int]) -> str:
     return ", ".join(f"{low}-{high}" if high > low else str(low) for low, high in parts)
 
 
-def _show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
+def show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
     could = request.could_run(job, spool)
     if as_json:
         from spoolq.arguments import print_json
@@ -183,99 +269,6 @@ def _show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
         for node, why in could["could_not"].items():
             print(f"not on {node}: {why}")
     return 0 if could["could_run"] or not could["could_not"] else 2
-
-
-# --- one job a line
-
-
-def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool) -> list[int]:
-    """
-    Submit one job for each line of a file; returns the ids in the order of the lines.
-
-    All lines are checked before the first is submitted.
-    """
-    file = parsed.flags["each-line"]
-    if parsed.words or "file" in parsed.flags or any(pair.name == "wrap" for pair in parsed.pairs):
-        raise UsageError("--each-line takes the commands from its file: leave out any other")
-    shown = request.STDIN if file == "-" else file
-    commands, names = _read_lines(file, shown)
-    if not commands:
-        raise JobFileError("has no line with a command", file=shown)
-    if any(pair.name == "array" for pair in parsed.pairs):
-        raise UsageError("--each-line makes a job of each line: leave out --array")
-    named = any(pair.name == "name" for pair in parsed.pairs)
-    pairs = [*request.weaker(), *parsed.pairs]
-    job, env = request.complete(pairs, Source(commands[0], None, names[0]), found, cwd)
-    if named:
-        names = [job.name] * len(names)
-    options.to_job(pairs, commands[0], {"name": max(set(names), key=len)})  # refused if its entry could not be named
-    if only_check:
-        if _show_check(job, found.spool, as_json="json" in parsed.flags):
-            raise RequestError("no known node could ever run any of these")
-        return []
-    request.check_nodes(job, found.spool)
-    quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
-    ids: list[int] = []
-
-    def outcome() -> str:
-        told, left = f" ({ranges(ids)})" if ids else "", min(BATCH, len(commands) - len(ids))
-        return f"{len(ids)} of {len(commands)} jobs were submitted{told}, perhaps up to {left} more"
-
-    patience.so_far(outcome)
-    try:
-        for batch in submit_many(found, job, env, commands, names):
-            ids += batch
-            if not quiet:
-                _announce(batch, parsed)
-    except (SpoolqError, OSError) as error:
-        full = isinstance(error, TryAgain) or getattr(error, "errno", None) in FULL
-        said = f"{len(ids)} of {len(commands)} jobs were submitted{f' ({ranges(ids)})' if ids else ''}, then: {error}"
-        raise (TryAgain if full else SpoolqError)(said) from error
-    finally:
-        if quiet and ids:
-            _announce(ids, parsed)
-    return ids
-
-
-def _read_lines(file: str, shown: str) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Commands and names of the lines that are neither blank nor comments."""
-    try:
-        data = request.read_stdin() if file == "-" else _whole(file)
-    except OSError as error:
-        raise JobFileError(f"cannot be read: {error.strerror}", file=shown) from error
-    commands: list[tuple[str, ...]] = []
-    names: list[str] = []
-    known: dict[str, str] = {}
-    for number, raw in enumerate(data.split(b"\n"), 1):
-        line = raw.strip()
-        if not line or line.startswith(b"#"):
-            continue
-        try:
-            command = command_of(line.decode())
-            request.check_words(command)
-        except UnicodeDecodeError:
-            raise JobFileError("is not UTF-8", file=shown, line=number) from None
-        except UsageError as error:
-            raise JobFileError(str(error), file=shown, line=number) from None
-        first = command[2].split(None, 1)[0] if command[0] == "/bin/sh" and len(command) == 3 else command[0]
-        if first not in known:
-            known[first] = request.name_of(first)
-        commands.append(command)
-        names.append(known[first])
-    return commands, names
-
-
-def _whole(file: str) -> bytes:
-    with open(file, "rb") as stream:
-        return stream.read()
-
-
-def command_of(line: str) -> tuple[str, ...]:
-    """The words of a line that means the same with and without a shell; any other is run by one."""
-    if words := script.words(line):
-        return tuple(words)
-    request.refuse_background(line)
-    return (*script.SHELL, line)
 
 
 def submit_many(
@@ -301,6 +294,10 @@ def submit_many(
                 home.check_space(root, int(found.policy.min_free_mb))
             last = job_id = home.allocate(root, last)
             home.fill(root, job_id, fitting, env=packed)
+            if _tied(job):
+                from spoolq import ties
+
+                ties.before(spool, job, job_id)
             batch.append(spool.submit(job_id, base._replace(id=job_id, label=labels[name])))
         except (TryAgain, OSError, KeyboardInterrupt) as error:
             if job_id and isinstance(error, OSError):
@@ -310,14 +307,18 @@ def submit_many(
         if isinstance(packed, bytes):
             packed = f"{home.path_of(root, job_id)}/env"
         if len(batch) == BATCH:
-            yield _through(spool, batch)
+            yield _through(spool, batch, job)
             batch = []
     if batch:
-        yield _through(spool, batch)
+        yield _through(spool, batch, job)
     if failed is not None:
         raise failed
 
 
-def _through(spool: Spool, batch: Sequence[Placed]) -> list[int]:
+def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:
     _make_durable(spool, batch)
+    if _tied(job):
+        from spoolq import ties
+
+        ties.after(spool, batch, job)
     return [placed.entry.id for placed in batch]

@@ -97,12 +97,16 @@ class Takeover:
         self._hold(run)
 
     def _find_living(self, run: Run, earliest: int, known: Iterable[int]) -> tuple[int, int]:
-        """(pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0)."""
+        """
+        (pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0).
+
+        A child that hangs before its exec is the job too: it may yet begin, so it did not "never start".
+        """
         give_up = time.monotonic() + _UNBORN_S
         family = {os.getpid(), *self.kin.ancestors()}
         marker = (self.kin.state_dir, str(run.id), str(run.attempt))
         while True:
-            unborn, zombies = False, []
+            unborn, zombies = (0, 0), []
             for stat in self._candidates(family):
                 if stat.born < earliest or stat.pid in known or stat.pid in family:
                     continue
@@ -112,10 +116,12 @@ class Takeover:
                 elif enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
                     return stat.pid, stat.born
                 elif stat.parent in family and process.same_program(stat.pid):
-                    unborn = True
-            if unborn and time.monotonic() < give_up:
+                    unborn = (stat.pid, stat.born)
+            if unborn[0] and time.monotonic() < give_up:
                 time.sleep(0.01)
                 continue
+            if unborn[0] and process.unborn(unborn[0]):
+                return unborn
             return zombies[0] if len(zombies) == 1 else (0, 0)
 
     def alone(self) -> bool:
@@ -159,7 +165,7 @@ def snapshot(table: Mapping[journal.Key, Run]) -> list[str]:
             lines.append(started_line(run))
         if run.line:
             lines.append(run.line)
-        elif run.stage is not runs.Stage.RUNNING or run.paused_s:
+        elif run.stage is not runs.Stage.RUNNING or run.paused_s or run.warned:
             lines.append(change_line(run))
     return lines
 
@@ -168,11 +174,13 @@ def go_line(run: Run, now: float) -> str:
     """The intention to start; `now`: CLOCK_BOOTTIME, s."""
     limit = "null" if run.limit_s is None else repr(run.limit_s)
     memory = "null" if run.mem_mb is None else repr(run.mem_mb)
+    rest = f',"warn":{encode(run.warn)}' if run.warn else ""
+    rest += f',"devices":{encode(run.devices)}' if run.devices else ""
     # by hand: one encoder less in the life of each job
     return (
         f'{{"op":"go",{run.text},"t":{now!r},"limit_s":{limit},"grace_s":{run.grace_s!r},"mem_mb":{memory},'
         f'"cgroup":{quote(run.cgroup)},"rerun":{quote(run.rerun)},"scratch":{quote(run.scratch)},'
-        f'"sampled":{int(run.sampled)},"remote":{int(run.trampoline)}}}'
+        f'"sampled":{int(run.sampled)},"remote":{int(run.trampoline)}{rest}}}'
     )
 
 

@@ -76,6 +76,13 @@ def line_of(text: str, key: str) -> int | None:
     return plain.count("\n", 0, match.start()) + 1 if match else None
 
 
+def lines_of(text: str, name: str) -> list[int]:
+    """The lines of the `[[name]]` headers, outside multi-line texts."""
+    bare = _STRINGS.sub(lambda m: "\n" * m[0].count("\n") or m[0], text)
+    headers = re.finditer(rf"^[ \t]*\[\[[ \t]*{re.escape(name)}[ \t]*\]\]", bare, re.MULTILINE)
+    return [bare.count("\n", 0, header.start()) + 1 for header in headers]
+
+
 def kind_of(value: object) -> str:
     """`is an array`: for messages."""
     names = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array", dict: "a table"}

@@ -20,7 +20,7 @@ from spoolq.kin import RENEW, Kin
 RETRY_S = 0.2  # the runner's bell is full, or the disk
 _BACK_OFF_S = (0.1, 10.0)  # between runners that die at once
 _YOUNG_S = 1.0
-_SETTLE_S = 0.02  # a child between vfork and setsid is still in our session
+_SETTLE_S = 0.02  # a child between vfork and setsid is still in our session; on a busy machine for longer
 
 
 class Watcher:
@@ -85,11 +85,12 @@ class Watcher:
     def succeed(self) -> bool:
         """The next in the chain has died: watch over the one after it, or fork a new runner; True in the child."""
         heir = self.kin.heir()
-        if heir:
+        if heir < 0:
             time.sleep(_SETTLE_S)
-            if self.kin.heir() != heir:
-                return False
-            self.kin.child, self._dead = heir, None
+            heir = self.kin.heir()
+        if heir:
+            if heir > 0:
+                self.kin.child, self._dead = heir, None
             return False
         now = time.monotonic()
         if not self._fork_at:

@@ -118,6 +118,12 @@ def settings() -> "Settings":
     return parse_settings(sources)
 
 
+def log_file(name: str) -> str:
+    """Where commands of this user leave a log: `~/.local/state/spoolq/NAME`."""
+    own = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(own, "spoolq", name)
+
+
 def show(path: str) -> str:
     """A path for people: `~/.spoolq`."""
     own = os.path.expanduser("~")

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from spoolq import daemon
 from spoolq import spool as spool_room
 from tests.cluster import Cluster
+from tests.hang import Hang
+from tests.world import SPOOL_TEXT, World
 
 # how long an example takes says something about the machine, nothing about the code
 settings.register_profile("spoolq", deadline=None)
 settings.load_profile("spoolq")
-
-SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "test"\n'
 
 
 @pytest.fixture
@@ -45,5 +46,24 @@ def short_dir() -> Iterator[str]:
 def cluster(short_dir) -> Iterator[Cluster]:
     """A spool with real nodes; nothing of it runs on afterwards."""
     made = Cluster(short_dir)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hung(cluster) -> Iterator[Hang]:
+    """The same, on a file system that can be made to hang."""
+    made = Hang(cluster.base)
+    cluster.env |= made.env | {"SPOOLQ_PATIENCE": "1"}
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch) -> Iterator[World]:
+    """A spool and one daemon in this process, whose jobs run until they are told to end."""
+    monkeypatch.setattr(daemon.Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
+    made = World(str(tmp_path), monkeypatch, ends=False)
     yield made
     made.close()

@@ -1,5 +1,6 @@
 """A runner in memory with the daemon's end of the channel: survives the death of daemons, ends jobs at once."""
 
+import copy
 import os
 import time
 from typing import Any
@@ -44,7 +45,7 @@ class FakeRunner:
         ended = {"exit_code": exit_code, "signal": None, "reason": reason, "started": now, "ended": now, "wall_s": 0.0}
         ended |= {"rusage": {"user_s": 0.0}, "measured_by": "wait4"}
         self.jobs[key] |= {"state": "ended", "stage": "over", "ended": ended}
-        self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": ended})
+        self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": dict(ended)})
 
     def handle(self, message: dict[str, Any]) -> None:
         """One message of the daemon."""
@@ -58,14 +59,15 @@ class FakeRunner:
         running = job.get("state") == "running"
         match message["op"]:
             case "hello":
-                jobs = [dict(job) for job in self.jobs.values()]
+                jobs = copy.deepcopy([*self.jobs.values()])  # a daemon that changes them changes its own
                 self.out = [{"op": "known", "version": __version__, "jobs": jobs}]
             case "start" if self.refuses:
                 self.out.append({"op": "refused", "id": key[0], "attempt": key[1], "why": "the lease is over"})
             case "start":
                 assert key not in self.jobs, f"started twice: {key}"
                 self.starts.append(key)
-                facts = {"state": "running", "stage": "running", "ended": None, "scratch": message["scratch"]}
+                facts = {"state": "running", "stage": "running", "ended": None}
+                facts |= {name: message[name] for name in ("scratch", "limit_s", "mem_mb")}
                 self.jobs[key] = {"id": key[0], "attempt": key[1], "gen": message["gen"], **facts}
                 if self.ends:
                     self.end(key)
@@ -73,6 +75,8 @@ class FakeRunner:
                 self.end(key, 143, "cancelled")
             case "suspend" | "resume" if running:
                 job["stage"] = "paused" if message["op"] == "suspend" else "running"
+            case "limits" if running:
+                job.update((name, message[name]) for name in ("limit_s", "mem_mb") if name in message)
             case "forget":
                 for gone in message["jobs"]:
                     self.jobs.pop(tuple(gone), None)

@@ -2,26 +2,13 @@
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from spoolq import daemon, fsops, home, intake
-from spoolq.daemon import Daemon
+from spoolq import fsops, home, intake
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.spool import Spool
-from tests.world import World
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[World]:
-    """A spool whose jobs run until they are told to end."""
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
-    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
-    made = World(str(tmp_path), monkeypatch, ends=False)
-    yield made
-    made.close()
 
 
 def go(world):

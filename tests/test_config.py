@@ -175,7 +175,7 @@ def test_settings_of_the_user_win_over_those_of_the_site():
     found = config.parse_settings([site, user])
     assert (found.spool, found.node_name, found.cpus, found.mem) == ("~/mine", "n1", 8000, 16384_000)
     assert found.resources == {"lic": 5000, "disk": 500}
-    said = {setting.key: setting.origin for setting in found.in_force}
+    said = {setting.key: setting.origin for setting in found.in_force if setting.origin != "default"}
     assert said == {
         "spool": "config.toml:2",
         "node.name": "config.toml:4",

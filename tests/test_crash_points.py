@@ -13,26 +13,36 @@ from typing import Any
 
 import pytest
 
-from spoolq import amend, daemon, deliver, intake, recover, steer
+from spoolq import amend, daemon, deliver, history, host, intake, measure, recover, steer
 from spoolq.daemon import Daemon
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.spool import Spool
+from tests.fake_family import FakeRunner
 from tests.faults import Died, faulty
 from tests.world import World
 
+# an interruption after these leaves what one before them leaves
+LOOKS = frozenset("read close readlink listdir lstat fstat statvfs fsync".split())
 
-def count_calls(tmp_path, monkeypatch, before: Callable[[World], object], act: Callable[[World], object]) -> int:
-    """How many calls a scenario makes."""
-    world = World(str(tmp_path / "count"), monkeypatch)
+
+def calls_of(world: World, before: Callable[[World], object], act: Callable[[World], object]) -> list[str]:
+    """The calls that a scenario makes."""
     before(world)
     with faulty() as fake:
         act(world)
-    return fake.count
+    return fake.log
 
 
 def explore(
-    tmp_path, monkeypatch, before, act, after=lambda world: None, error: int | None = None, starts: int = 1
+    tmp_path,
+    monkeypatch,
+    before,
+    act,
+    after=lambda world: None,
+    error: int | None = None,
+    starts: int = 1,
+    kind: type[World] = World,
 ) -> int:
     """
     Die at every call, before and after it; recover; check. Returns the number of points.
@@ -40,12 +50,13 @@ def explore(
     Args:
         after: what else must hold, between two daemons that serve until nothing is left to do.
         starts: of one job, at most.
+        kind: of world.
     """
-    calls = count_calls(tmp_path, monkeypatch, before, act)
-    points = 0
-    for number in range(calls):
-        for effect in (False, True):
-            world = World(str(tmp_path / f"{number}{'a' if effect else 'b'}"), monkeypatch)
+    log = calls_of(kind(str(tmp_path / "count"), monkeypatch), before, act)
+    calls, points = len(log), 0
+    for number, name in enumerate(log):
+        for effect in (False, True)[: 1 + (name not in LOOKS)]:
+            world = kind(str(tmp_path / f"{number}{'a' if effect else 'b'}"), monkeypatch)
             before(world)
             with faulty(number, after=effect, error=error):
                 try:
@@ -82,7 +93,7 @@ def test_daemon_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
     monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
     monkeypatch.setattr(recover, "FULL_S", 0)
     monkeypatch.setattr(Daemon, "pause", lambda self, seconds: self.set_due("beat", 0.0))  # time passes
-    explore(tmp_path, monkeypatch, lambda w: w.submit(2), lambda w: w.serve(), error=code)
+    explore(tmp_path, monkeypatch, lambda w: w.submit(1), lambda w: w.serve(), error=code)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
@@ -183,6 +194,29 @@ def release(world: World) -> None:
     """Let go of what was held, for the end; it may have been run already."""
     if world.at(1).top == "held":
         act_on(steer.release_step)(world)
+
+
+def test_the_node_that_keeps_a_place_dies_at_every_call(tmp_path, monkeypatch):
+    """A reservation stands or does not; the job for which a place is kept runs once, and its name says nothing of it then."""
+
+    def submit(world: World) -> None:
+        world.submit()
+        world.submit(wants={"cpus": 2000, "mem": 1000})
+        world.submit(2)
+
+    def plain(world: World) -> None:
+        assert [] == [at for at in world.placed() if at.top != "queue" and at.entry.other]
+
+    reserved: list[str] = []
+    transfer = Spool.transfer
+
+    def seen(self: Spool, at: Any, top: str, entry: Any, node: str = "") -> Any:
+        reserved.extend(fact for fact in entry.other if top == "queue")
+        return transfer(self, at, top, entry, node)
+
+    monkeypatch.setattr(Spool, "transfer", seen)
+    assert explore(tmp_path, monkeypatch, submit, lambda w: w.serve(), after=plain) > 100
+    assert "R=n1" in reserved
 
 
 def test_holder_dies_at_every_call(tmp_path, monkeypatch):
@@ -297,6 +331,144 @@ def test_node_dies_at_every_call_of_an_edit(tmp_path, monkeypatch):
         assert [] == world.requests()
 
     assert explore_node(tmp_path, monkeypatch, running("edit"), verify) > 50
+
+
+# --- another node is lost, and an attempt that is tried again
+
+BEAT_S = 20.0
+
+
+class Two(World):
+    """Nodes n1 and n2 with a runner each and one clock, which goes on while a daemon waits."""
+
+    def __init__(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(path, monkeypatch)
+        self.now, self.begun = 1000.0, dict[str, FakeRunner]()
+        monkeypatch.setattr(daemon, "Family", self)
+        monkeypatch.setattr(host, "boottime", lambda: self.now)
+        monkeypatch.setattr(Daemon, "pause", lambda _daemon, seconds: setattr(self, "now", self.now + 1))
+
+    def connect(self, state_dir: str, **_: object) -> Any:
+        """As `Family.connect`; what n2 ran is not known to the runner of n1."""
+        made = self.begun.setdefault(state_dir, FakeRunner(ends=state_dir == self.state))
+        self.runner = self.begun.get(self.state, made)
+        return made.connect(state_dir)
+
+    def serve(self) -> None:
+        """A daemon of n1, until the other has been still for long enough and nothing is left to do."""
+        node = self.up(idle_exit_s=None)
+        for _ in range(8):
+            self.now += BEAT_S
+            self.turn(node, "queue", "control", "deliver", "beat")
+
+
+def lost(rule: str) -> Callable[[World], None]:
+    """A job of each rule ran on n2, of which nothing more is heard; an operator says that it is off."""
+
+    def before(world: World) -> None:
+        world.submit(rerun=rule)
+        node = world.up("n2", state=f"{world.root}.n2", idle_exit_s=None)
+        world.turn(node)
+        assert ["running/n2"] == [at.place for at in world.placed()]
+        spool = Spool(world.root)
+        spool.mark_node("n2", "dead", on=True, text=spool.read_beat("n2")[1])
+
+    return before
+
+
+@pytest.mark.parametrize("rule", ["never", "certain"])
+def test_whoever_takes_over_from_a_lost_node_dies_at_every_call(tmp_path, monkeypatch, rule):
+    """Listed, taken into reaping/n1, decided: by this daemon, or by the next."""
+
+    def act(world: World) -> None:
+        node = world.up(idle_exit_s=None)
+        for _ in range(5):
+            world.now += BEAT_S
+            world.turn(node, "beat")
+
+    def verify(world: World) -> None:
+        again = rule == "certain"
+        assert (("done", "exit0", 2) if again else ("done", "nodefail", 1)) == world.where(1)
+        assert [(1, 2)] * again == sorted(world.begun[world.state].starts)
+
+    assert explore(tmp_path, monkeypatch, lost(rule), act, after=verify, kind=Two) > 60
+
+
+def test_a_node_whose_job_is_tried_again_dies_at_every_call(tmp_path, monkeypatch):
+    """It failed: through reaping/ into held/, a line of history, and released when it has waited."""
+
+    class Fails(FakeRunner):
+        def end(self, key: tuple[int, int], exit_code: int | None = 0, reason: str = "") -> None:
+            super().end(key, 3 if key[1] == 1 else 0, reason)
+
+    class Failing(Two):
+        def connect(self, state_dir: str, **_: object) -> Any:
+            self.begun.setdefault(state_dir, Fails())
+            return super().connect(state_dir)
+
+        def serve(self) -> None:
+            node = self.up(idle_exit_s=None)
+            for _ in range(5):
+                self.now += BEAT_S
+                self.turn(node, "queue", "deliver", "beat", "retries")
+
+    def act(world: World) -> None:
+        node = world.up(idle_exit_s=None)
+        for _ in range(3):
+            world.now += BEAT_S
+            world.turn(node, "queue", "deliver")
+
+    def verify(world: World) -> None:
+        assert ("done", "exit0", 2) == world.where(1)
+        assert [(1, 1), (1, 2)] == world.begun[world.state].starts
+        spool = Spool(world.root)
+        lines = [record for name in spool.history_files() for record in history.parse(spool.read_history(name))]
+        assert {(1, 3), (2, 0)} <= {(record["attempt"], record["exit_code"]) for record in lines}
+
+    def before(world: World) -> None:
+        world.submit(retries=1)
+
+    assert explore(tmp_path, monkeypatch, before, act, after=verify, starts=2, kind=Failing) > 60
+
+
+@pytest.mark.parametrize("foreign", [9.0, 0.0])
+def test_node_dies_at_every_call_of_stepping_aside_and_going_on(tmp_path, monkeypatch, foreign):
+    """Two jobs under overload, or one of them aside and the load gone: name and runner agree in the end."""
+
+    def overloaded(world: World, foreign: float) -> None:
+        node = world.up()
+        node.policy = node.policy._replace(overload_suspend=True)
+        node.gauge.hysteresis.hold_s = 0.0
+        node.gauge.meter._foreign = foreign
+        for now in range(3):
+            world.turn(node, "queue", "control", "deliver")
+            measure.relieve(node, float(now))
+
+    def before(world: World) -> None:
+        running()(world)
+        if not foreign:
+            overloaded(world, 9.0)
+            assert world.entry(2).aside
+
+    def verify(world: World) -> None:
+        for job_id in (1, 2):
+            entry, stage = world.entry(job_id), world.runner.jobs[job_id, 1]["stage"]
+            assert ("paused" if entry.suspended else "running") == stage, (entry.name, stage)
+            assert entry.suspended == entry.aside
+        assert not world.entry(1).suspended
+        node = world.daemon()
+        recover.come_up(node)
+        recover.compare_notes(node)
+        measure.relieve(node, 1.0)  # the site has turned it off: nobody is left behind
+        assert "running" == world.runner.jobs[2, 1]["stage"]
+        assert not world.entry(2).suspended
+
+    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(World, "serve", lambda world: overloaded(world, foreign))
+    points = explore(
+        tmp_path, monkeypatch, before, lambda world: overloaded(world, foreign), after=then_all_end(verify)
+    )
+    assert points > 10
 
 
 # --- what was left behind

@@ -23,7 +23,8 @@ def test_a_job_runs_and_leaves_all_beside_itself(cluster: Cluster):
     assert ("FAILED", 3, None, "n1", 1) == tuple(result[k] for k in ("state", "exit_code", "signal", "node", "attempt"))
     assert ("out\n", "err\n") == (cluster.text(job), cluster.text(job, "stderr"))
     assert "done" == cluster.place(job)
-    line = json.loads(read(f"{cluster.root}/history/{os.listdir(cluster.root + '/history')[0]}"))
+    (name,) = (name for name in os.listdir(f"{cluster.root}/history") if name.endswith(".jsonl"))
+    line = json.loads(read(f"{cluster.root}/history/{name}"))
     assert (job, "sh") == (line["id"], line["command"][0])
 
 

@@ -26,7 +26,7 @@ def entries(draw):
         rerun=draw(st.sampled_from("NCY")),
         owner=draw(st.from_regex(r"[A-Za-z0-9._-]{0,12}", fullmatch=True)),
         held=draw(st.sampled_from(["", *e.HELD])),
-        suspended=draw(st.booleans()),
+        **draw(st.sampled_from([{}, {"suspended": True}, {"suspended": True, "aside": True}])),
         more=draw(st.booleans()),
         chunk=draw(st.sampled_from(["", "a1-100", "a1-9-2"])),
         label=draw(st.from_regex(r"[A-Za-z0-9._-]{0,20}", fullmatch=True)),

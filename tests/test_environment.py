@@ -124,6 +124,7 @@ def test_a_job_finds_its_facts():
         "HOME": "/h",
         "PWD": "/work/x",
         "TMPDIR": "/tmp/42",
+        "SPOOLQ_SCRATCH": "/tmp/42",
         "SPOOLQ_JOB_ID": "42",
         "SPOOLQ_JOB_NAME": "align",
         "SPOOLQ_JOB_DIR": "/spool/jobs/0/42",

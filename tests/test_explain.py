@@ -166,3 +166,55 @@ def test_a_missing_job_is_an_error_and_the_others_are_shown(spool, call):
     for command in ("show", "why"):
         code, out, err = call(command, "8", "1")
         assert (1, True, True) == (code, "job 1" in out, "job 8: no such job" in err)
+
+
+# --- places that are kept, limits of users
+
+
+def kept(spool, **facts):
+    """A waiting job for which n1 keeps a place."""
+    from spoolq.reserve import reserving
+
+    at = put(spool, **facts)
+    _, at = spool.transfer(at, "queue", reserving(at.entry, "n1"))
+    return at
+
+
+def test_why_says_where_a_place_is_kept_and_for_whom_from_names_and_node_json_alone(spool, why):
+    run(spool, put(spool, wants={"cpus": 2000, "mem": 1000}))
+    kept(spool, wants={"cpus": 4000, "mem": 1000})
+    node_json(spool, tasks=[[{"cpus": 2000, "mem": 1000}, 90]])
+    put(spool, limit_s=90)
+    put(spool, limit_s=91)
+
+    assert "A place is kept for it on n1: it starts there in 1:30 at the latest, or earlier wherever it fits." in why(
+        "2"
+    )
+    assert "n1 has room" in why("3")
+    text = "n1 keeps 4 cpus, 1M mem for job 2, which starts in 1:30 at the latest; this would delay it"
+    assert f"job 4 waits: Priority: n1: {text}" in why("4")
+
+
+def test_a_place_on_a_node_that_drains_is_void(spool, why):
+    run(spool, put(spool))
+    kept(spool, wants={"cpus": 4000, "mem": 1000})
+    node_json(spool, tasks=[])
+    spool.mark_node("n1", "drain", on=True)
+    assert "A place is kept" not in why("2")
+
+
+def test_why_says_what_its_user_runs_and_may_run(spool, why):
+    with open(f"{spool.root}/spool.toml", "a") as file:
+        file.write("[policy]\nmax_cpus = 2\n")
+    node_json(spool)
+    run(spool, put(spool, wants={"cpus": 1500, "mem": 1000}))
+    put(spool)
+    assert "UserLimit: needs 1 cpus, " in why("2")
+    assert "uses 1.5 on all nodes, and max_cpus is 2 a user" in why("2")
+
+
+def test_why_says_how_the_users_stand_that_take_turns(spool, why):
+    run(spool, put(spool, user="anna"))
+    put(spool, user="anna")
+    put(spool, user="ben")
+    assert "users of equal priority take turns, the fewest cpus in use first: anna 1, ben 0" in why("2")

@@ -126,6 +126,14 @@ def test_a_large_limit_costs_no_memory_and_long_files_come_whole(tmp_path, monke
     assert max(asked) <= 1 << 20
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_file_that_was_read_is_not_lost_to_an_error_of_its_close(tmp_path, code):
+    # crash rig: EACCES here had a dropped file rejected for good as one that may not be read
+    (tmp_path / "x").write_bytes(b"whole")
+    with faulty(0, after=True, error=code, only="close"):
+        assert b"whole" == fsops.read(str(tmp_path / "x"))
+
+
 def test_absent_is_none_and_empty(tmp_path):
     assert fsops.read(str(tmp_path / "no")) is None
     assert [] == fsops.names(str(tmp_path / "no"))

@@ -78,6 +78,26 @@ def test_a_lost_output_is_told_also_after_a_restart(world, monkeypatch):
     assert {} == recover.read_lost(world.state)
 
 
+def test_a_lost_output_is_told_also_if_the_daemon_dies_while_it_records_the_end(world, monkeypatch):
+    """Real NFS: on a full export that takes its time, and the daemon was killed in it; the job was a success."""
+    world.submit(1)
+    with monkeypatch.context() as patch:
+
+        def killed(*_):
+            patch.setattr(recover, "note_lost", lambda _: None)  # nothing more is done, on the way out neither
+            raise Died
+
+        patch.setattr(fsops, "size_of", lambda fd: 1)
+        patch.setattr(fsops, "sync_file", full)
+        patch.setattr(Spool, "record", killed)
+        with pytest.raises(Died):
+            world.serve()
+    world.serve()
+    world.check()
+    assert "FAILED" == result(world)["state"]
+    assert {} == recover.read_lost(world.state)
+
+
 def test_outputs_of_adopted_jobs_are_synced_too(world, monkeypatch):
     world.submit(1)
     world.runner.ends = False
@@ -94,3 +114,21 @@ def test_outputs_of_adopted_jobs_are_synced_too(world, monkeypatch):
     world.serve()
     world.check()
     assert 2 == len(synced)
+
+
+def test_results_wait_no_longer_when_the_spool_is_back(world, monkeypatch):
+    monkeypatch.setattr(Daemon, "pause", lambda *_: None)
+    world.submit(1)
+    node = world.up()
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "record", full)
+        patch.setattr(Spool, "beat", full)
+        for _ in range(3):
+            world.turn(node)
+        assert "running" == world.at(1).top
+    node.set_due("deliver", 1e12)  # as after many tries
+    world.turn(node, "control")
+    assert "running" == world.at(1).top
+    world.turn(node, "beat")
+    world.turn(node, "control")
+    assert ("done", "exit0", 1) == world.where(1)

@@ -1,12 +1,16 @@
 """History forgives torn lines, counts nothing twice, and does not depend on the order of files."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolq import history
+from spoolq import fsops, history
+from spoolq.spool import Spool
 
 
 def record(job_id=1, attempt=1, **more):
@@ -135,3 +139,35 @@ def test_times():
     assert datetime(2025, 3, 1, tzinfo=UTC) == history.parse_time("2025-03-01")
     assert history.parse_time("soon") is None
     assert history.parse_time(None) is None
+
+
+def test_a_line_that_a_full_disk_tore_takes_no_other_with_it(spool, monkeypatch):
+    """Real NFS: on a full export an end was recorded behind a piece of its own first try, and was no line."""
+    line = history_line(1)
+    spool.record("2026-01-01", "n1", [line])
+    real = os.write
+
+    def full(fd, data):
+        real(fd, bytes(data)[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsops.os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            spool.record("2026-01-01", "n1", [history_line(2)])
+    spool.record("2026-01-01", "n1", [history_line(2)])
+    spool.record("2026-01-01", "n1", [history_line(3)])
+    with open(f"{spool.root}/history/2026-01-01.n1.jsonl", "ab") as file:
+        file.write(line[: len(line) // 2])  # and this writer died
+    Spool(spool.root).record("2026-01-01", "n1", [history_line(4)])
+
+    (name,) = spool.history_files()
+    data = spool.read_history(name)
+    assert [1, 2, 3, 4] == [record["id"] for record in history.parse(data)]
+    assert data.startswith(line)
+    assert b"\n\n" not in data, "no empty lines where nothing was torn"
+
+
+def history_line(job_id):
+    """As short as one can be."""
+    return b'{"id": %d, "attempt": 1, "gen": 2}\n' % job_id

@@ -139,6 +139,20 @@ def test_foreign_load_is_smoothed(tmp_path):
     assert pytest.approx(1.0, abs=0.01) == m.foreign_cpus
 
 
+def test_memory_that_others_take_counts_at_once_and_what_they_free_is_believed_slowly(tmp_path):
+    m, boot = meter(tmp_path), host.boottime()
+    m.sample(0.0, own_mb=1000)  # 8192 MB of 16384 are available, so that others hold 7192 beside our 1000
+    assert m.measured(1000) == {"mem": 8192_000}
+    assert m.measured(3000) == {"mem": 6192_000}  # a job has grown since
+    (tmp_path / "proc/meminfo").write_text(MEMINFO.replace("8388608", "2097152"))
+    m._available = (-1.0, 0)
+    assert m.measured(1000)["mem"] == 2048_000
+    (tmp_path / "proc/meminfo").write_text(MEMINFO.replace("8388608", "14680064"))  # all of theirs is free again
+    m._available, m._last = (-1.0, 0), (boot - 5.0, 0.0, 0.0)
+    m.sample(0.0, own_mb=1000)
+    assert 8192_000 < m.measured(1000)["mem"] < 14336_000
+
+
 def test_a_report_that_comes_late_is_evened_out(tmp_path):
     m = meter(tmp_path)
     m.feed(0.0, 0.0, 0.0)
@@ -283,7 +297,7 @@ def test_the_boot_has_a_clock_and_an_id():
 
 
 def test_labels():
-    assert {"arch", "os"} == set(host.labels())
+    assert {"arch", "os", "kernel", "host"} == set(host.labels())
 
 
 def test_probe_finds_nothing_wrong_that_psutil_would_not():

@@ -8,18 +8,7 @@ import subprocess
 import sys
 import time
 
-import pytest
-
 from tests import hang
-from tests.hang import Hang
-
-
-@pytest.fixture
-def hung(cluster):
-    made = Hang(cluster.base)
-    cluster.env |= made.env | {"SPOOLQ_PATIENCE": "1"}
-    yield made
-    made.end()
 
 
 def node(cluster, *words, **env):

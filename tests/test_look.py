@@ -147,7 +147,7 @@ def test_long_listings_can_be_cut(spool, call):
 def test_the_keys_of_stat_are_stable(spool, rows):
     put(spool)
     keys = "id attempt chunk name user state reason reason_text node priority cpus mem_mb gres limit_s elapsed_s rerun held"
-    assert [*keys.split(), "ending", "place"] == list(rows()[0])
+    assert [*keys.split(), "begin", "ending", "place"] == list(rows()[0])
 
 
 def test_a_running_job_shows_for_how_long(spool, rows):
@@ -164,7 +164,7 @@ def test_nodes_shows_what_is_free_counting_the_entries(spool, call):
     )
     run(spool, put(spool, wants={"cpus": 1500, "mem": 1024_000, "gpu": 1000}))
     _, out, _ = call("nodes")
-    assert ["n1", "up", "1.5/4", "1G/8G", "0.50", "1"] == line_of(out, "n1").split()[:6]
+    assert ["n1", "up", "1.5/4", "1G/8G", "gpu", "1/2", "0.50", "1"] == line_of(out, "n1").split()[:8]
     [node] = value(call("nodes", "--json")[1])
     assert {"cpus": 2.5, "mem": 7168.0, "gpu": 1.0} == node["free"]
 

@@ -79,7 +79,7 @@ def test_a_failing_job_is_tried_again_after_a_while_and_every_attempt_is_in_hist
             codes.append(json.load(file)["exit_code"])
     assert [2, 1] == codes
     lines = []
-    for name in os.listdir(f"{cluster.root}/history"):
+    for name in (name for name in os.listdir(f"{cluster.root}/history") if name.endswith(".jsonl")):
         with open(f"{cluster.root}/history/{name}", encoding="utf-8") as file:
             lines += [json.loads(line) for line in file]
     assert [(1, 2), (2, 1), (3, 0)] == sorted((line["attempt"], line["exit_code"]) for line in lines)

@@ -160,7 +160,7 @@ def test_help_stops_everything():
         ("--umask 9", "umask: '9' is no octal mask (example: 0022)"),
         ("-g GPU:1", "gres: 'GPU:1' is no resource (examples: gpu:2, license=1; names are lower case)"),
         ("-g mem:1", "gres: mem has an option of its own, --mem"),
-        ("-g gpu:a100:2", "gres gpu: 'a100:2' is no number (examples: 4, 0.5)"),
+        ("-g gpu:2:a100", "gres: 'gpu:2:a100': '2' is no type (gpu:a100:2; or --constraint)"),
         ("-w n[3-1]", "nodes: [3-1] in 'n[3-1]' is no range, or a long one (example: n[1-3,5])"),
         ("-w n[0-999999]", "nodes: [0-999999] in 'n[0-999999]' is no range, or a long one (example: n[1-3,5])"),
         ("-w n[ab]", "nodes: 'n[ab]' is no node (examples: n1, n[1-3,5], gpu*)"),

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolq.entry import Entry
+from spoolq.entry import Entry, released
 from spoolq.pack import DEPTH, STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
-from spoolq.reserve import Node, Task, holder, opening, released, reserving
+from spoolq.reserve import Node, Task, holder, opening, reserving
 from spoolq.resources import add, fits, free_of
 from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order
 
@@ -194,6 +194,13 @@ def test_who_is_declined_for_a_reservation_is_told_for_whom_and_how_long():
     assert "Priority: n1 keeps 4 cpus for job 1, which starts in 1:00 at the latest; this would delay it" == str(
         found.blocked[1][1]
     )
+
+
+def test_a_job_that_may_outlast_its_limit_is_not_let_in_by_it():
+    queue, node = [job(1, cpus=4), job(2, 40, cpus=2)], busy("n1", (2, 60))
+    for factor, started in ((0.0, [2]), (2.0, [])):
+        found, _ = plan(queue, view(node), [], node.tasks, lambda _: Conditions(time_factor=factor))
+        assert started == keys(found.start)
 
 
 def test_a_reservation_that_stands_is_not_made_again():

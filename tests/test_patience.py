@@ -11,7 +11,7 @@ import pytest
 
 from spoolq.__main__ import COMMANDS
 from tests import hang
-from tests.hang import CALLS, Hang
+from tests.hang import CALLS
 
 SILENT = "does not answer"
 # words of commands that have something to do, and one that is no job's
@@ -28,14 +28,6 @@ WORDS = {
     "edit": ["1", "mem=2G"],
 }
 NEVER_MEET_THE_SPOOL = {"completion", "init", "node"}
-
-
-@pytest.fixture
-def hung(cluster):
-    made = Hang(cluster.base)
-    cluster.env |= made.env | {"SPOOLQ_PATIENCE": "1"}
-    yield made
-    made.end()
 
 
 def ended(process):

@@ -4,28 +4,16 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 
 import pytest
 
 from spoolq import claim, claims, daemon, deliver, fsops, home, host, recover
-from spoolq.daemon import Daemon
 from spoolq.errors import TryAgain
 from spoolq.fsops import Answer
 from spoolq.spool import Spool
 from tests.desk import node_json
 from tests.faults import faulty
 from tests.world import World
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[World]:
-    """A spool whose jobs run until they are told to end."""
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
-    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
-    made = World(str(tmp_path), monkeypatch, ends=False)
-    yield made
-    made.close()
 
 
 def refuse(*_, **__):
@@ -226,7 +214,7 @@ def test_a_claim_in_doubt_is_not_tried_again_after_it_was_given_back(world, monk
     """The give-back may still be on its way when the entry seems to be ours once more."""
     world.submit()
     node = world.up(cpus=1)
-    stale = claim.look_at_queue(node)
+    stale = node.queue.look()
     answer, claimed = world.spool.claim(stale[0], "n1")  # a claim given up on that the server carried out late
     assert answer is Answer.WON
     node.claims.add(claimed.entry.name)
@@ -247,7 +235,7 @@ def test_a_claim_in_doubt_is_not_listed_again(world, monkeypatch):
     monkeypatch.setattr(claim, "settle_claims", lambda _: None)
     world.turn(node, "queue")
     assert 1 == len(node.unsettled)
-    assert [] == claim.look_at_queue(node)
+    assert [] == node.queue.look()
 
 
 # --- what was known of claims
@@ -376,6 +364,7 @@ def test_a_requeue_that_was_interrupted_is_completed_whatever_the_rule(world):
     world.runner.end((1, 1), 143, "cancelled")
     world.spool.reap(world.at(1), "n1")  # as far as the daemon came
     successor = world.up()
+    world.turn(successor)
     world.turn(successor)
     assert [(1, 1), (1, 2)] == world.runner.starts
 

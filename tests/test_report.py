@@ -213,6 +213,7 @@ def test_keys_of_a_job_stay():
         "elapsed_s": None,
         "rerun": "certain",
         "held": None,
+        "begin": None,
         "ending": None,
     }
     assert expected == job_json(row)
@@ -220,13 +221,16 @@ def test_keys_of_a_job_stay():
 
 def test_nodes():
     busy = NodeView(
-        name="n1", capacity={"cpus": 8000, "mem": 4096_000}, free={}, held={7: {"cpus": 500, "mem": 1024_000}}
+        name="n1",
+        capacity={"cpus": 8000, "mem": 4096_000, "io": 4000},
+        free={},
+        held={7: {"cpus": 500, "mem": 1024_000, "io": 3000}},
     )
     idle = NodeView(name="a2", capacity={}, free={}, draining=True, note="disk\n")
     lines = node_lines([NodeRow(view=busy, state="up", load=1.5, beat_age_s=4.0), NodeRow(view=idle, state="drained")])
-    assert lines[0].split() == ["NAME", "STATE", "CPUS", "MEM", "LOAD", "JOBS", "BEAT", "NOTE"]
-    assert lines[1].split() == ["a2", "drained", "0/0", "0/0M", "-", "0", "-", r"disk\x0a"]
-    assert lines[2].split() == ["n1", "up", "0.5/8", "1G/4G", "1.50", "1", "4s", "-"]
+    assert lines[0].split() == ["NAME", "STATE", "CPUS", "MEM", "GRES", "LOAD", "JOBS", "BEAT", "NOTE"]
+    assert lines[1].split() == ["a2", "drained", "0/0", "0/0M", "-", "-", "0", "-", r"disk\x0a"]
+    assert lines[2].split() == ["n1", "up", "0.5/8", "1G/4G", "io", "3/4", "1.50", "1", "4s", "-"]
 
 
 def test_history():

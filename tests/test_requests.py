@@ -2,24 +2,13 @@
 
 import errno
 import os
-from collections.abc import Iterator
 
 import pytest
 
-from spoolq import daemon, fsops
+from spoolq import fsops
 from spoolq.daemon import Daemon
 from spoolq.fsops import Answer
 from tests.world import World
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[World]:
-    """A spool whose jobs run until they are told to end."""
-    monkeypatch.setattr(Daemon, "pause", lambda self, seconds: None)
-    monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
-    made = World(str(tmp_path), monkeypatch, ends=False)
-    yield made
-    made.close()
 
 
 def ask(world: World, verb: str, tag: str = "1", *, job_id: int = 1, attempt: int = 1, node: str = "n1", **more):
@@ -215,6 +204,24 @@ def test_limits_are_changed_in_the_runner_and_in_the_name(world):
     assert 2_000_000 == world.entry(1).wants["mem"]
     (said,) = world.runner.heard("limits")
     assert 7200 == said["limit_s"]
+
+
+@pytest.mark.parametrize("who", ["daemon", "runner"])
+def test_limits_that_the_runner_did_not_read_are_said_again(world, who):
+    node = started(world, limit_s=3600)
+    world.runner.deaf = True
+    ask(world, "edit", limit_s=7200, mem_mb=2000)
+    world.turn(node)
+    assert (7200, []) == (world.entry(1).limit_s, world.requests())
+    assert 3600 == world.runner.jobs[1, 1]["limit_s"]
+    if who == "daemon":
+        node = world.up()
+    else:
+        world.runner.gone = True
+    settle(world, node)
+    job = world.runner.jobs[1, 1]
+    assert (7200, 2000) == (job["limit_s"], job["mem_mb"])
+    assert 1 == len(world.runner.heard("limits")), "what is so need not be said"
 
 
 @pytest.mark.parametrize(

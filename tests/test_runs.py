@@ -67,3 +67,24 @@ def test_changes_survive_the_journal():
     again.take_change({**job.change(), "of a newer version": 1})
     assert job.change() == again.change()
     assert Stage.PAUSED is again.stage
+
+
+def test_what_a_killed_runner_may_have_left_half_done_is_read_off_the_stage():
+    job = run()
+    assert None is runs.unfinished(job)
+    job.limit_s = 7.0
+    assert None is runs.unfinished(job), "other limits leave the tree alone"
+    for event, act in [
+        (Event.PAUSE, Act.STOP),
+        (Event.RESUME, Act.CONT),
+        (Event.CANCEL, Act.TERM),
+        (Event.GRACE, Act.KILL),
+    ]:
+        assert act is happen(job, event, 1010.0 + job.paused_s)
+        again = run()
+        again.take_change(job.change())
+        if event is Event.PAUSE:
+            again.paused_at = job.paused_at = 1000.0
+        assert act is runs.unfinished(again)
+    job.stage = Stage.OVER
+    assert None is runs.unfinished(job)

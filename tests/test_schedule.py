@@ -1,6 +1,7 @@
 """What one node decides: partition, never over capacity, the same for everybody, and always a reason."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from spoolq.reason import WORDS, Reason, overall, parse_reason
 from spoolq.resources import add, fits, free_of
 from spoolq.schedule import (
     ANYWHERE,
-    WINDOW,
     Conditions,
     NodeView,
     admit,
@@ -22,7 +22,6 @@ from spoolq.schedule import (
     explain,
     impossible,
     in_order,
-    starting_point,
 )
 
 amounts = st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 5).map(lambda n: n * 500))
@@ -41,10 +40,11 @@ helds = st.dictionaries(st.integers(10_001, 10_020), amounts, max_size=5)
 @st.composite
 def nodes(draw):
     capacity, held = draw(amounts), draw(helds)
-    measured = draw(st.none() | st.dictionaries(st.sampled_from(["cpus", "mem"]), st.integers(0, 3000)))
-    free = effective_free(capacity, held.values(), measured, draw(st.integers(0, 1000)))
+    measured = draw(st.none() | st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 3000)))
+    free = effective_free(capacity, held.values(), measured, draw(st.integers(0, 1000)), draw(st.integers(0, 2000)))
     shut = draw(st.sampled_from([(False, False)] * 4 + [(True, False), (False, True)]))
-    return NodeView(name="n1", capacity=capacity, free=free, held=held, draining=shut[0], full=shut[1])
+    busy = draw(st.dictionaries(st.just("gpu"), st.lists(st.integers(0, 9), max_size=3)))
+    return NodeView(name="n1", capacity=capacity, free=free, held=held, draining=shut[0], full=shut[1], busy=busy)
 
 
 terms = st.sampled_from(
@@ -210,6 +210,35 @@ def test_an_idle_machine_can_lend_all_its_cpus():
     assert effective_free({"cpus": 8000}, [], {"cpus": 7000})["cpus"] == 7300
 
 
+def test_the_load_that_counts_as_idle_is_the_sites_choice():
+    assert effective_free({"cpus": 8000}, [], {"cpus": 7000}, idle_load=1000)["cpus"] == 8000
+    assert effective_free({"cpus": 8000}, [], {"cpus": 7750}, idle_load=0)["cpus"] == 7750
+
+
+@given(st.integers(0, 8000), st.integers(0, 100).map(lambda n: n * 100))
+def test_the_remedy_that_a_reason_offers_works(foreign, idle_load):
+    capacity, measured = {"cpus": 8000}, {"cpus": 8000 - foreign}
+    free = effective_free(capacity, [], measured, idle_load=idle_load)
+    view = NodeView(name="n1", capacity=capacity, free=free, idle_load=idle_load)
+    reason = explain(entry(cpus=8), view)
+    assert (foreign > idle_load) == (reason is not None)
+    if reason:
+        assert "MeasuredLoad" == reason.word
+        offered = float(re.search(r"idle_load = ([0-9.]+) in spool.toml", reason.text)[1])
+        assert effective_free(capacity, [], measured, idle_load=round(offered * 1000)) == capacity
+
+
+def test_devices_that_others_use_are_named():
+    free = effective_free({"gpu": 4000}, [{"gpu": 1000}], {"gpu": 2000})
+    assert {"gpu": 1000} == free
+    view = NodeView(name="n1", capacity={"gpu": 4000}, free=free, held={7: {"gpu": 1000}}, busy={"gpu": [3, 0]})
+    assert None is explain(entry(gpu=1), view)
+    assert explain(entry(gpu=2), view) == Reason(
+        "DeviceBusyOutside",
+        "needs 2 gpu, 1 of 4 free as measured; 3 gpu not held by jobs; gpu 0, gpu 3 used outside spoolq",
+    )
+
+
 def test_foreign_load_and_declared_cpus_add_up():
     assert effective_free({"cpus": 8000}, [{"cpus": 2000}], {"cpus": 4000})["cpus"] == 2300
 
@@ -248,43 +277,6 @@ def test_a_line_that_is_no_reason_is_none():
     assert parse_reason("n1 Nonsense: x") is None
     assert parse_reason("") is None
     assert ("", Reason("Priority", "a: b")) == parse_reason("Priority: a: b\n")
-
-
-# --- where nodes begin
-
-NAMES = [f"500.{n}.0.1~c1~x" for n in range(1, 200)]
-
-
-def test_a_single_node_keeps_the_exact_order():
-    assert starting_point("a", NAMES, ["a"]) == (0, 0)
-    assert starting_point("a", NAMES, []) == (0, 0)
-    assert starting_point("a", [], ["a", "b"]) == (0, 0)
-
-
-@given(st.integers(2, 100), st.integers(0, 50))
-def test_nodes_with_one_view_begin_at_different_places(count, taken):
-    live = [f"n{number:03d}" for number in range(count)]
-    points = [starting_point(name, NAMES[taken:], live) for name in live]
-    width = points[0][1]
-    assert min(count, WINDOW) == width
-    assert {width} == {w for _, w in points}
-    assert set(range(width)) == {first for first, _ in points}
-
-
-def test_a_more_urgent_job_is_not_among_equals():
-    names = ["400.7.0.1~~", *NAMES]
-    assert starting_point("b", names, ["a", "b", "c"]) == (0, 0)
-
-
-def test_no_first_job_waits_for_ever_while_others_arrive():
-    names, tries = NAMES[:], 0
-    head, number = names[0], 1000
-    while head in names:
-        first, _ = starting_point("b", names, ["a", "b", "c", "d"])
-        names.pop(first)
-        names.append(f"500.{number}.0.1~c1~x")
-        number, tries = number + 1, tries + 1
-        assert tries < 100
 
 
 # --- names of nodes

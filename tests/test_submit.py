@@ -14,6 +14,7 @@ import pytest
 from spoolq import __main__ as program
 from spoolq import environment, fsops, home, request, stored, submit
 from spoolq.entry import parse_name
+from spoolq.lines import each_line
 from spoolq.script import interpreter
 
 from . import play
@@ -419,13 +420,13 @@ def test_a_doubtful_commit_is_told_and_its_home_stays(spool, capsys, monkeypatch
 # --- one job a line
 
 
-def lines(place, text, name="list"):
+def lines_file(place, text, name="list"):
     (place / name).write_text(text) if isinstance(text, str) else (place / name).write_bytes(text)
     return name
 
 
 def test_each_line_is_a_job(spool, place, capsys):
-    file = lines(place, "sleep 1\n\n  # comment\necho $HOME | wc\n  gzip a b \nexport A=1\n")
+    file = lines_file(place, "sleep 1\n\n  # comment\necho $HOME | wc\n  gzip a b \nexport A=1\n")
 
     assert sub("--each-line", file, "-c", 2) == 0
     assert capsys.readouterr().out == "1\n2\n3\n4\n"
@@ -441,7 +442,7 @@ def test_each_line_is_a_job(spool, place, capsys):
 
 
 def test_lines_share_one_environment_file(spool, place):
-    sub("--each-line", lines(place, "true\n" * 5))
+    sub("--each-line", lines_file(place, "true\n" * 5))
 
     paths = [f"{home.path_of(spool.root, job_id)}/env" for job_id in range(1, 6)]
     assert {5} == {os.stat(path).st_nlink for path in paths}
@@ -458,7 +459,7 @@ def test_lines_from_standard_input_with_a_common_name(spool, monkeypatch):
 def test_on_a_terminal_ranges_are_printed(spool, place, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Tty())
 
-    sub("--each-line", lines(place, "true\n" * 5))
+    sub("--each-line", lines_file(place, "true\n" * 5))
     assert sys.stdout.getvalue() == "submitted jobs 1-5\n"
 
 
@@ -473,19 +474,19 @@ def test_on_a_terminal_ranges_are_printed(spool, place, monkeypatch):
     ],
 )
 def test_a_wrong_line_refuses_all(spool, place, capsys, text, said):
-    assert sub("--each-line", lines(place, text)) == 2
+    assert sub("--each-line", lines_file(place, text)) == 2
     assert said in capsys.readouterr().err
     assert nothing_left(spool)
 
 
 def test_lines_that_no_node_could_run_are_refused(spool, place):
-    assert sub("--each-line", lines(place, "true\n"), "-c", 400) == 2
+    assert sub("--each-line", lines_file(place, "true\n"), "-c", 400) == 2
     assert nothing_left(spool)
 
 
 def test_what_was_committed_before_the_spool_was_full_is_printed(spool, place, capsys, monkeypatch):
     monkeypatch.setattr(submit, "BATCH", 2)
-    file = lines(place, "true\n" * 7)
+    file = lines_file(place, "true\n" * 7)
     with faulty(6, error=errno.ENOSPC, only="rename"):  # the first rename makes its directory and is repeated
         assert sub("--each-line", file) == 75
 
@@ -499,7 +500,7 @@ def test_what_was_committed_before_the_spool_was_full_is_printed(spool, place, c
 def test_ids_go_on_over_the_end_of_a_directory_of_homes(spool, place):
     os.makedirs(home.path_of(spool.root, 998))
 
-    sub("--each-line", lines(place, "true\n" * 4))
+    sub("--each-line", lines_file(place, "true\n" * 4))
     assert [entry.id for entry in waiting(spool)] == [999, 1000, 1001, 1002]
 
 
@@ -508,13 +509,13 @@ def test_many_submitters_at_once_get_ids_of_their_own(spool, place, capsys):
 
     from spoolq import where
 
-    file = lines(place, "true\n" * 20)
+    file = lines_file(place, "true\n" * 20)
     found = where.find(spool.root)
     got: list[int] = []
 
     def one():
         parsed = submit.options.parse(["--each-line", file])
-        got.extend(submit.each_line(parsed, found, str(place), only_check=False))
+        got.extend(each_line(parsed, found, str(place), only_check=False))
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
@@ -558,7 +559,7 @@ def test_wait_exits_with_the_code_of_the_job(spool, capsys):
 
 def test_wait_for_each_line_exits_with_the_worst(spool, place):
     with play.Node(spool):
-        assert sub("-W", "--each-line", lines(place, "true\nexit 7\nexit 2\n")) == 7
+        assert sub("-W", "--each-line", lines_file(place, "true\nexit 7\nexit 2\n")) == 7
 
 
 def test_json(spool, capsys):

@@ -1,5 +1,6 @@
 """The node family with real processes: what jobs see, how they are ended, and who may be killed meanwhile."""
 
+import contextlib
 import os
 import re
 import resource
@@ -11,8 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from spoolq import cgroup, process, takeover
+from spoolq import cgroup, journal, process, takeover
 from spoolq.ending import USAGE_KEYS
+from spoolq.kin import Kin
+from spoolq.watch import Watcher
 
 from .node_family import Node, contents, gone, touch, wait_until
 
@@ -377,6 +380,32 @@ def test_limits_and_orders_reach_adopted_jobs(node):
     assert ("timeout", 9) == (node.ended(1)["reason"], node.ended(1)["signal"])
 
 
+@pytest.mark.parametrize("order", ["stop", "cont", "term"])
+def test_what_a_runner_wrote_down_and_did_not_live_to_do_is_done_by_the_next(order):
+    # crash rig: of a tree that was to be resumed one process had its signal, and the other stood still for ever
+    node = Node(hook=f"before-{order}:1")
+    try:
+        node.start(1, ["sleep", "600"], grace_s=600.0)
+        pid, runner = node.pid(1), node.known["pid"]
+        wait_until(lambda: process.read_stat(pid).comm == "sleep")
+        if order == "term":
+            node.say("kill", 1, reason="cancelled")
+        else:
+            node.say("suspend", 1)
+        if order == "cont":
+            wait_until(lambda: process.read_stat(pid).state == "T")
+            node.say("resume", 1)
+        node.until_new(runner)
+        if order == "term":
+            assert ("cancelled", 15) == (node.ended(1)["reason"], node.ended(1)["signal"])
+        else:
+            state, stage = {"stop": ("T", "paused"), "cont": ("S", "running")}[order]
+            wait_until(lambda: process.read_stat(pid).state == state)
+            assert stage == node.job(1)["stage"]
+    finally:
+        node.close()
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (2, 0), (1, 1)])
 def test_two_kills_in_the_life_of_a_job_cost_nothing(node, order):
     """0 is the runner, 1 the watcher above it, 2 the one above that; jobs start before, between and after."""
@@ -492,6 +521,73 @@ def test_a_job_is_looked_for_among_all_processes(monkeypatch):
     finally:
         child.kill()
         child.wait()
+
+
+def slowly(begins, words=("sh", "-c", "exit 0")):
+    """A child as posix_spawn makes it, which on a busy machine is not yet in its own session; until `begins` exists."""
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+            wait_until(lambda: os.path.exists(begins))
+            os.setsid()
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execvp(words[0], words)
+        os._exit(127)
+    wait_until(lambda: process.unborn(pid))
+    return pid
+
+
+def test_a_job_that_is_slow_to_join_its_session_is_not_taken_for_the_next_runner(tmp_path):
+    # crash rig, on a busy machine: the watcher watched it instead of a new runner, and its exit code 0 ended the family
+    begins, found = f"{tmp_path}/begins", f"{tmp_path}/found"
+    watcher = os.fork()
+    if watcher == 0:
+        with contextlib.suppress(BaseException):
+            os.setsid()
+            kin = Kin.begin(str(tmp_path), 5.0)
+            if kin.fork() == 0:  # the runner, which is killed in the middle of a start
+                slowly(begins)
+                os.kill(os.getpid(), signal.SIGKILL)
+            kin.arrive("watch")
+            if Watcher(kin).serve() == "runner":
+                ends = wait_until(lambda: journal.load(kin.state_dir, kin.boot).exits)
+                with open(found, "w") as file:
+                    file.write(str([end["code"] for end in ends]))
+        os._exit(0)
+    time.sleep(0.3)
+    touch(begins)
+    wait_until(lambda: os.waitpid(watcher, os.WNOHANG)[0], "the watcher's end")
+    assert "[0]" == contents(found)
+
+
+def test_a_start_that_hangs_before_its_exec_was_not_never_carried_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(takeover, "_UNBORN_S", 0.2)
+    taken = takeover.Takeover.__new__(takeover.Takeover)
+    taken.kin = SimpleNamespace(alone=False, ancestors=lambda: [os.getpid()], state_dir=str(tmp_path))
+    run = SimpleNamespace(id=1, attempt=1)
+    child = slowly(f"{tmp_path}/begins")
+    birth = process.born(child)
+    assert (child, birth) == taken._find_living(run, birth, set())
+    assert (0, 0) == taken._find_living(run, birth, {child})
+    touch(f"{tmp_path}/begins")
+    os.waitpid(child, 0)
+
+
+def test_the_heir_is_found_although_the_list_of_children_is_short(tmp_path, monkeypatch):
+    """The kernel leaves some out while others end; a second runner would be forked."""
+    monkeypatch.setattr(process, "children", lambda pid: [])
+    kin = SimpleNamespace(session=os.getsid(0))
+    assert 0 == Kin.heir(kin)
+    child = slowly(f"{tmp_path}/begins")
+    assert -1 == Kin.heir(kin)
+    other = subprocess.Popen(["sleep", "600"])
+    wait_until(lambda: Kin.heir(kin) == other.pid)
+    other.kill()
+    other.wait()
+    touch(f"{tmp_path}/begins")
+    wait_until(lambda: Kin.heir(kin) == 0)
+    os.waitpid(child, 0)
 
 
 def test_of_a_family_that_died_whole_a_daemon_that_is_left_tells_no_end(node):

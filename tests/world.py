@@ -13,10 +13,10 @@ from spoolq.errors import UsageError
 from spoolq.job import Job
 from spoolq.spool import Placed, Spool, initialise
 from spoolq.wake import Wake
-from tests.conftest import SPOOL_TEXT
 from tests.fake_family import FakeRunner
 from tests.faults import Faulty
 
+SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "test"\n'
 POLICY = SPOOL_TEXT.encode() + b"[limits]\nsettle_s = 0\nmin_free_mb = 0\n"
 
 

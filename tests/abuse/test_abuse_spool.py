@@ -10,8 +10,8 @@ import pytest
 from spoolq import __main__ as program
 from spoolq import home, intake, launch
 from spoolq import spool as spool_room
-from tests.conftest import SPOOL_TEXT
 from tests.desk import end, node_json, put, run
+from tests.world import SPOOL_TEXT
 
 LOOKS = (
     ["stat", "-a"],

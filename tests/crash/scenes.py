@@ -310,6 +310,7 @@ def play_heirs(stage: Stage, point: Point | None) -> Outcome:
     stage.family(plan)
     pid = stage.daemon()
     stage.until(lambda: user.two_run() or stage.dead(pid), "two jobs run")
+    stage.until(stage.whole, "a runner and two watchers")  # until then the first by its name is not the runner
     runner = stage.member("spoolq-runner")
     with open(flag, "w", encoding="ascii"):
         pass

@@ -19,6 +19,7 @@ from typing import Any
 from spoolq import __main__, channel, daemon, intake, local, recover
 from spoolq.entry import parse_name
 from spoolq.errors import SpoolqError
+from spoolq.kin import WATCHERS
 from tests.crash import tracer
 from tests.crash.tracer import Plan, Stub, Trace
 
@@ -181,6 +182,10 @@ class Stage:
         """The one that is a job's parent, or 0."""
         return next(iter(self.members(name)), 0)
 
+    def whole(self) -> bool:
+        """Whether the family is what it wants to be; a watcher keeps the runner's name for its first moments."""
+        return (len(self.members("spoolq-watch")), len(self.members("spoolq-runner"))) == (WATCHERS, 1)
+
     def close(self) -> list[str]:
         """Kill whatever is left; what that was."""
         left = []
@@ -243,7 +248,12 @@ class Stage:
         for pid in self.children():
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as file:
                 alive.append(" ".join(file.read().split()[:4]))
-        files = sorted(os.listdir(self.base))
+        files = sorted(os.listdir(self.base)) + [
+            f"{top}/{name}"
+            for top in ("drop", "rejected", f"nodes/{NODE}/admit", f"nodes/{NODE}/control")
+            if os.path.isdir(f"{self.root}/{top}")
+            for name in sorted(os.listdir(f"{self.root}/{top}"))
+        ]
         return f"{places}\n{alive}\n{files}\n{self.log('node.log')[-1500:]}{self.family_log()[-1500:]}"
 
     def entry(self, job_id: int) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from .explore import explore
 from .life import Life
 from .rules import CANCELLED, EXITED, FAILED, Budget, Rules, Scope, State, directory_of
-from .variants import ENTRANCES, PROTOCOL, UNGUARDED, UNNEEDED, Variant
+from .variants import ENTRANCES, FAMILIES, PROTOCOL, UNGUARDED, UNNEEDED, Variant
 
 
 def _params(variants: list[Variant]) -> list[object]:
@@ -39,6 +39,11 @@ def test_what_the_model_does_not_need_is_known(variant: Variant) -> None:
 
 @pytest.mark.parametrize("variant", _params(ENTRANCES))
 def test_submission_and_admission_break_as_named(variant: Variant) -> None:
+    _check(variant)
+
+
+@pytest.mark.parametrize("variant", _params(FAMILIES))
+def test_dependencies_break_as_named(variant: Variant) -> None:
     _check(variant)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from . import admission, submission
 from .admission import Admission
+from .dependency import LET_GO, Dependency
 from .drop import OVERWRITTEN, Dropping
 from .explore import STUCK, Model
 from .life import (
@@ -208,8 +209,39 @@ def _entrances() -> list[Variant]:
     ]
 
 
+def _families() -> list[Variant]:
+    """Search children that wait for a parent, without one guard or with what might seem enough."""
+    alone = Dependency(submitter="never", finisher="never")
+    return [
+        Variant(name="depend: all look, 2 kills, 2 users", model=Dependency(kills=2, users=2)),
+        Variant(name="depend: all look, 2 late, 1 user", model=Dependency(lates=2, users=1)),
+        Variant(name="depend: the node's look alone is enough", model=alone),
+        Variant(name="depend: submitter and finisher alone", model=Dependency(node="never", kills=0)),
+        Variant(name="the same, one of them killed", model=Dependency(node="never"), breaks=STUCK),
+        Variant(
+            name="the same, the submitter looks before its commit",
+            model=Dependency(node="never", submitter="before", kills=0),
+            breaks=STUCK,
+        ),
+        Variant(
+            name="the same, the finisher looks before the end",
+            model=Dependency(node="never", submitter="never", finisher="before", kills=0),
+            breaks=STUCK,
+        ),
+        Variant(
+            name="the same, a user holds and releases",
+            model=Dependency(node="never", kills=0, users=1),
+            breaks=STUCK,
+        ),
+        Variant(
+            name="depend: names recur, 1 late, 1 user", model=Dependency(names="same", lates=1, users=1), breaks=LET_GO
+        ),
+    ]
+
+
 PROTOCOL = _protocol()
 UNGUARDED = _unguarded()
 UNNEEDED = _unneeded()
 ENTRANCES = _entrances()
-ALL = [*PROTOCOL, *UNGUARDED, *UNNEEDED, *ENTRANCES]
+FAMILIES = _families()
+ALL = [*PROTOCOL, *UNGUARDED, *UNNEEDED, *ENTRANCES, *FAMILIES]

@@ -246,14 +246,16 @@ def partition_takeover(site: Site, jobs: int) -> int:
 def node_dead_certain(site: Site, jobs: int) -> int:
     """A node is off for good: its jobs wait for an operator's word, then run elsewhere; it finds nothing later."""
     site.expected.reruns = True
-    ids = {rule: site.submit("n1", 1, site.job(20), rule=rule)[0] for rule in RULES}
+    # only the first attempt is long: none ends before the power does, however slowly the others come up
+    ids = {rule: site.submit("n1", 1, site.job(900, ticks=True), rule=rule)[0] for rule in RULES}
     site.until_running(3, "n2")
     site.serve("n1", "n3")
     site.strike()
     site.lab.kill("n2")
     site.submit("n3", jobs, site.job(0))
     site.until("only the jobs of n2 are left", lambda: _only_on(site, "n2"))
-    assert set(ids.values()) == {int(path.split("/")[-1].split(".")[1]) for path in site.tree().splitlines()}
+    left = {int(path.rpartition("/")[2].split(".")[1]) for path in site.tree().splitlines()}
+    assert left == set(ids.values()), "all three wait for a word"
     assert site.spoolq("n1", "node-dead", "n2")["code"], "node-dead without --certain is refused"
     site.until("the word is taken", lambda: site.spoolq("n1", "node-dead", "n2", "--certain")["code"] == 0)
     site.until("decided", lambda: not site.tree())
@@ -311,7 +313,7 @@ def root_squash(site: Site, jobs: int) -> int:
     """Root of the nodes is nobody on the server: a user's nodes serve the user's spool, root's is refused clearly."""
     site.lab.squash(on=True)
     site.serve("n1", "n2")
-    load = site.load(jobs, site.job(1), nodes=("n1", "n2"))
+    site.load(jobs, site.job(1), nodes=("n1", "n2")).join()
     site.as_user = ()
     env, site.env = site.env, site.env | {"SPOOLQ_STATE_DIR": "/run/state-of-root"}
     site.lab.run("n3", "install", "-d", "-m", "700", "/run/state-of-root")
@@ -321,7 +323,6 @@ def root_squash(site: Site, jobs: int) -> int:
         assert "Traceback" not in done["err"], done
         assert site.root in done["err"], done
     site.env = env
-    load.join()
     site.until("all ended", lambda: not site.tree())
     return 1
 

@@ -17,7 +17,10 @@ PYTHON = seen_inside(sys.executable)
 CHECKOUT = str(Path(spoolq.__file__).parent.parent)
 PATIENCE_S = 900  # emulated machines, perhaps beside other load: nothing is judged by how long it takes
 NODES = ("n1", "n2", "n3")
-AS_LAB = ("setpriv", "--reuid=1777", "--regid=1777", "--clear-groups")
+LAB = "1777"  # the user lab, by number: no group of that name is on the machines
+AS_LAB = ("setpriv", f"--reuid={LAB}", f"--regid={LAB}", "--clear-groups")
+# the Python that runs this may lie in a directory of root's; to a file server this is no more than any user
+AS_LAB += ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 
 
 class Site:
@@ -39,10 +42,11 @@ class Site:
         self.serving: set[str] = set()
         self.dropped: set[str] = set()
         self.lock = threading.Lock()
-        owner = "lab" if user else "root"
-        lab.run("server", "install", "-d", "-o", owner, "-g", owner, os.path.dirname(self.root))
-        for node in NODES:
-            lab.run(node, "install", "-d", "-o", owner, "-g", owner, "-m", "700", self.here, f"{self.here}/state")
+        owner = LAB if user else "0"
+        make = ("install", "-d", "-o", owner, "-g", owner)
+        made = [lab.run("server", *make, os.path.dirname(self.root))]
+        made += [lab.run(node, *make, "-m", "700", self.here, f"{self.here}/state") for node in NODES]
+        assert not any(done["code"] for done in made), made
         self.ok("n1", "init", self.root)
         text = "[limits]\n" + "".join(f"{key} = {value}\n" for key, value in ({"settle_s": 1} | limits).items())
         policy = f"cd {self.root} && sed -i '/^.limits.$/,$d' spool.toml && cat >> spool.toml"

@@ -5,7 +5,7 @@ Invariants, numbered as in the reliability notes:
 I1 one entry per job, I2 legal moves by those entitled, I3 fresh names and gen + 1, I4 acknowledged is
 durable, I5 nothing lost, I6 completed once, I7 one runner at a time, I8 rerun rule, I9 started only with
 a lease that was good when the claim was sent, I10 cpus within the capacity, I11 what is visible is whole,
-I12 results are true, I15 no growth; V1 to V5 in the calm at the end.
+I12 results are true, I15 no growth, I16 children wait for their parents; V1 to V6 in the calm at the end.
 Not seen here: I13 (whose processes) and I14 (a daemon of root) are rules about system users, which a
 simulation has none of: `tests/test_run_real.py`, `tests/test_hostile*.py`. I10 for memory that jobs really
 use: `tests/test_supervise.py`. I12 for output bytes and rusage: `tests/test_end_to_end.py`.
@@ -183,6 +183,8 @@ def ends(trace: list[Event]) -> list[Violation]:
     ]
     off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     gone = any(off.values())  # who is gone may have been about to write a result; history has it
+    ends_of = _ends(trace)
+    orphans = {e[3] for e in trace if e[1] == "depends" and _never(e[4], ends_of.get(int(e[5]), set()))}
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
         found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw, torn=torn)]
@@ -190,7 +192,8 @@ def ends(trace: list[Event]) -> list[Violation]:
             found.append(Violation("I5", t, job_id, f"ended with {ending} and has no result.json"))
         launched = not str((record or {}).get("reason")).startswith("launch")
         if launched or (job_id, attempt) in truth:
-            found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, kills)]
+            told = kills | orphans | _hopeless(job_id, record, ends_of)
+            found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, told)]
     return found + growth(trace)
 
 
@@ -210,6 +213,25 @@ def _result(
     return found
 
 
+def _ends(trace: list[Event]) -> dict[int, set[str]]:
+    """How each job has ended, as often as it did."""
+    found: dict[int, set[str]] = {}
+    for event in trace:
+        if event[1] == "op" and event[3] == "rename" and event[5].startswith("done/") and (token := token_of(event[5])):
+            found.setdefault(token.id, set()).add(token.ending)
+    return found
+
+
+def _never(kind: str, ends: set[str]) -> bool:
+    return ("exit0" in ends and kind == "afternotok") or (bool(ends - {"exit0"}) and kind == "afterok")
+
+
+def _hopeless(job_id: int, record: dict[str, Any] | None, ends_of: dict[int, set[str]]) -> set[int]:
+    """The job, if its result says that its parent ended as it must not, and it did; of an unacknowledged child too."""
+    said = re.search(r"DependencyNeverSatisfied: .* and (\w+):(\d+) wants", str((record or {}).get("reason")))
+    return {job_id} if said and _never(said[1], ends_of.get(int(said[2]), set())) else set()
+
+
 def _truth(job_id: int, attempt: int, ending: str, truth: dict[tuple[int, int], Any], kills: set[int]) -> list[str]:
     real = truth.get((job_id, attempt))
     if ending == "nodefail":
@@ -227,7 +249,8 @@ def _truth(job_id: int, attempt: int, ending: str, truth: dict[tuple[int, int], 
 def growth(trace: list[Event]) -> list[Violation]:
     """What lies about after everything has ended and was swept."""
     left = next((event for event in trace if event[1] == "left"), (0.0, "left", []))
-    clean = not any(event[1] == "fault" for event in trace)
+    # whoever is cut off leaves what it was about: a private file, the `.entry` of a submission that nobody heard of
+    clean = not any(event[1] == "fault" or (event[1] == "power" and event[3] == "off") for event in trace)
     off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     bad = []
     # what daemons were just writing when the run was looked at, such as a heartbeat

@@ -10,9 +10,9 @@ TOPS = ("queue", "held", "running", "reaping", "done")
 MOVES = frozenset(
     "jobs>queue jobs>held nodes>queue nodes>held queue>queue held>held queue>held held>queue queue>running queue>done "
     "held>done running>running running>done running>queue running>reaping reaping>queue reaping>held reaping>done "
-    "reaping>reaping done>queue".split()
+    "reaping>reaping done>queue done>held".split()
 )
-NEXT_ATTEMPT = frozenset(["reaping>queue", "reaping>held", "done>queue"])
+NEXT_ATTEMPT = frozenset(["reaping>queue", "reaping>held", "done>queue", "done>held"])
 
 
 class Violation(NamedTuple):
@@ -46,6 +46,16 @@ class Token(NamedTuple):
     def cpus(self) -> float:
         """In thousandths."""
         return next((float(f[1:]) * 1000 for f in self.facts if re.fullmatch(r"c[\d.]+", f)), 0.0)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a time limit."""
+        return any(re.fullmatch(r"t[\d.]+", f) for f in self.facts)
+
+    @property
+    def kept(self) -> str:
+        """The node that keeps a place for it, or empty."""
+        return next((f[2:] for f in self.facts if f.startswith("R=")), "")
 
     @property
     def rule(self) -> str:
@@ -150,6 +160,7 @@ def entries(trace: list[Event]) -> list[Violation]:
     """What the entries did."""
     found: list[Violation] = []
     tree, acknowledged, silence = Tree(), set(), Silence()
+    depends = {event[3]: (event[4], int(event[5])) for event in trace if event[1] == "depends"}
     for event in trace:
         if event[1] in ("policy", "op"):
             silence.see(event)
@@ -165,6 +176,7 @@ def entries(trace: list[Event]) -> list[Violation]:
             ]
         elif event[1] == "op":
             found += _move(tree, silence, event)
+            found += _child(tree, event, depends)
             tree.apply(event)
             for path in event[4:6]:
                 token = token_of(path) if path else None
@@ -203,6 +215,18 @@ def _move(tree: Tree, silence: Silence, event: Event) -> list[Violation]:
     if last == "heartbeat" and not re.fullmatch(r"\d+ \S+\n", text):
         found.append(Violation("I11", t, 0, f"{path2} was published torn: {text[:80]!r}"))
     return found
+
+
+def _child(tree: Tree, event: Event, depends: dict[int, tuple[str, int]]) -> list[Violation]:
+    """A job that waits for another one gets into the queue only after that one has ended as it must."""
+    t, _, client, what, path, path2, *_ = event
+    token = token_of(path) if what == "rename" and path.startswith("held/") and path2.startswith("queue/") else None
+    if token is None or token.id not in depends or "HR" in token.facts:
+        return []
+    kind, parent = depends[token.id]
+    ends = {name.ending for (job_id, _), end in tree.ended.items() if job_id == parent and (name := token_of(end))}
+    fits = {"afterok": "exit0" in ends, "afternotok": bool(ends - {"exit0"})}.get(kind, bool(ends) or kind == "after")
+    return [] if fits else [Violation("I16", t, token.id, f"{client} let it go, {kind}:{parent} ended as {ends}")]
 
 
 def _not_entitled(silence: Silence, event: Event, token: Token) -> list[str]:

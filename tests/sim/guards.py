@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from spoolq import claim, claims, control, deliver, fsops, peers, recover, rerun, spool
+from spoolq import claim, claims, control, deliver, dependents, fsops, peers, recover, rerun, spool
 from spoolq.channel import Gone
 from spoolq.daemon import Daemon
 from spoolq.fsops import Answer
@@ -184,6 +184,14 @@ def _no_release() -> list[Patch]:
     return [(rerun, "release_due", lambda daemon, now: None)]
 
 
+def _no_second_look() -> list[Patch]:
+    def look(self: Any, now: float) -> None:
+        self.looked_at = now
+        self.daemon.set_due("held", now + 2.0)
+
+    return [(dependents.Dependents, "look", look)]
+
+
 def _requests_stay_unheard() -> list[Patch]:
     return [(control, "wishes", lambda daemon, node: {})]
 
@@ -223,6 +231,7 @@ GUARDS = (
     Guard("nobody looks for late claims", "outage late die_late", _no_ghosts, "V1 V2 V4", 300),
     Guard("the runner forgets before the end is delivered", "", _forgets_first, "I8 I12", 100),
     Guard("retries are not released", "", _no_release, "V1 V4", 100),
+    Guard("nobody looks at children again", "", _no_second_look, "V4", 100),
     Guard("a new daemon does not hear what was asked", "", _requests_stay_unheard, "I12", 300),
     Guard("a result that could not be written is given up", "", _no_second_try, "I5 V4", 300),
 )

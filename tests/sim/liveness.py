@@ -1,5 +1,5 @@
 """
-V1 to V5: what must happen in the calm at the end of a run, when nothing goes wrong any more. Pure, like `check`.
+V1 to V6: what must happen in the calm at the end of a run, when nothing goes wrong any more. Pure, like `check`.
 """
 
 from typing import Any
@@ -25,6 +25,7 @@ class Calm:
         self.reaping: dict[int, tuple[Token, float]] = {}
         self.started: set[tuple[int, int]] = set()
         self.ended: dict[tuple[int, int], float] = {}
+        self.kept_since: dict[tuple[int, str], float] = {}
         self.fits_since: dict[tuple[int, str], float] = {}
         self.overtaken: dict[int, int] = {}
         self.told: set[tuple[str, int]] = set()
@@ -56,11 +57,15 @@ class Calm:
         top, place, _ = path2.split("/")
         if top == "running" and path.startswith("queue/") and t > self.began:
             self.overtake(t, token, place)
+            self.delay(t, token, place)
         was = self.running.get(token.id)
         for table in (self.queue, self.running, self.reaping):
             table.pop(token.id, None)  # type: ignore[attr-defined]
         if top == "queue":
             self.queue[token.id] = token, t
+            self.kept_since = {key: since for key, since in self.kept_since.items() if key[0] != token.id} | (
+                {(token.id, token.kept): self.kept_since.get((token.id, token.kept), t)} if token.kept else {}
+            )
         elif top == "running":
             self.running[token.id] = token, place, was[2] if was else t
         elif top == "reaping":
@@ -70,11 +75,31 @@ class Calm:
             if end is not None and t - max(end, self.began) > DELIVERED_S:
                 self.say("V4", t, token.id, f"its result came {t - max(end, self.began):.0f} s after its end")
 
+    def keeps(self, node: str, token: Token) -> list[Token]:
+        """The jobs before this one for which a node keeps a place; among users that take turns also later ones."""
+        waiting = [other for other, _ in self.queue.values() if other.kept == node and other.id != token.id]
+        return [other for other in waiting if other.rank <= token.rank]
+
+    def delay(self, t: float, token: Token, node: str) -> None:
+        """A claim: does it take, for nobody knows how long, what is kept for another?"""
+        for kept in self.keeps(node, token):
+            if kept.id > token.id:
+                continue
+            known = max(self.kept_since[kept.id, node], self.began) + WAIT_S / 3
+            later = [
+                job.cpus
+                for job, on, since in self.running.values()
+                if on == node and since > known and not job.limited and (job.id, job.attempt) not in self.ended
+            ]
+            if t > known and not token.limited and sum(later) + token.cpus > self.capacity[node] - kept.cpus:
+                self.say("V6", t, kept.id, f"{node} keeps a place for it, and starts {token.id}, which takes that")
+
     def overtake(self, t: float, token: Token, node: str) -> None:
         """A claim: who waited longer and would have fitted?"""
         free = self.free(node)
         for other, since in self.queue.values():
-            if (other.rank, other.id) < (token.rank, token.id) and other.cpus <= free and t - since > WAIT_S / 3:
+            before = (other.rank, other.id) < (token.rank, token.id) and not self.keeps(node, other)
+            if before and other.cpus <= free and t - since > WAIT_S / 3:
                 self.overtaken[other.id] = self.overtaken.get(other.id, 0) + 1
                 if self.overtaken[other.id] > OVERTAKEN:
                     self.say("V5", t, other.id, f"overtaken {self.overtaken[other.id]} times, now by {token.id}")
@@ -82,7 +107,12 @@ class Calm:
     def look(self, t: float) -> None:
         """What has waited too long?"""
         free = {node: self.free(node) for node in self.capacity}
-        fits = {(i, node) for i, (token, _) in self.queue.items() for node in free if token.cpus <= free[node]}
+        fits = {
+            (i, node)
+            for i, (token, _) in self.queue.items()
+            for node in free
+            if token.cpus <= free[node] and not self.keeps(node, token)
+        }
         self.fits_since = {key: self.fits_since.get(key, t) for key in fits}
         if t < self.began:
             return
@@ -112,7 +142,7 @@ class Calm:
 
 
 def liveness(trace: list[Event]) -> list[Violation]:
-    """V1 to V5 of a trace."""
+    """V1 to V6 of a trace."""
     began = next((event[0] for event in trace if event[1] == "calm"), None)
     if began is None:
         return []

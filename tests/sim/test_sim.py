@@ -18,14 +18,26 @@ from tests.sim.entries import token_of
 from tests.sim.guards import GUARDS, seeds_until_seen, without
 
 BLOCK = 40
-QUICK = ("gen", "lease is needed", "finds claimed", "earlier boot", "forgets before", "not released", "all rules")
+QUICK = (
+    "gen",
+    "lease is needed",
+    "finds claimed",
+    "earlier boot",
+    "forgets before",
+    "not released",
+    "all rules",
+    "children again",
+)
 
 
 def run_block(first: int, count: int) -> None:
     """Seeds that must all hold."""
-    bad = []
+    bad, acknowledged = [], 0
     for seed in range(first, first + count):
-        bad += [f"seed {seed}: {violation}" for violation in command.outcome(seed).violations[:1]]
+        found = command.outcome(seed)
+        acknowledged += found.numbers["acknowledged"]
+        bad += [f"seed {seed}: {violation}" for violation in found.violations[:1]]
+    assert acknowledged > count, "nobody can submit: the simulation is empty"
     assert [] == bad, f"python -m tests.sim --seeds 1 --shrink --from {bad[0].split()[1].rstrip(':')}"
 
 
@@ -197,6 +209,7 @@ BROKEN = {
     "I12 never ran": ("I12", [*begin(), *rest()]),
     "I12 cancelled by nobody": ("I12", life() + rest(ending="cancelled")),
     "I15 a segment": ("I15", [*life(), *rest()[:-1], (32.0, "left", ["queue/500.000000001/"])]),
+    "I15 a private entry": ("I15", [*life(), *rest()[:-1], (32.0, "left", ["jobs/0/2/.entry"])]),
     "V1 nobody claims": ("V1", [*begin(), (20.0, "calm"), (200.0, "stuck", [])]),
     "V2 not started": ("V2", [*begin(), CLAIM, (20.0, "calm"), (200.0, "stuck", [])]),
     "V3 not decided": (
@@ -220,6 +233,13 @@ BROKEN = {
 def test_the_checker_sees(case):
     rule, trace = BROKEN[case]
     assert rule in rules(trace)
+
+
+def test_what_a_power_loss_cuts_off_may_leave_its_private_files():
+    off = (5.0, "power", "n1", "off")
+    trace = [*life(), off, *rest()[:-1], (32.0, "left", ["jobs/0/2/.entry", "jobs/0/2/.t.1.2.job"])]
+    assert "I15" not in rules(trace)
+    assert "I15" in rules([*trace[:-1], (32.0, "left", ["queue/500.000000001/"])])
 
 
 def test_the_checker_sees_a_rule_never_that_is_run_again():
@@ -249,6 +269,14 @@ def test_the_checker_sees_who_is_overtaken():
             op(t, "n1", f"{RUNNING}/500.{number}.1.1~c1~t", f"{DONE}/500.{number}.2.1~exit0,c1~t", ino=20 + number)
         )
     assert "V5" in rules(trace)
+
+
+def test_the_checker_sees_who_takes_what_is_kept_for_another():
+    kept = f"{QUEUE}/500.1.1.1~c1,R=n1~t"
+    trace = [*begin(), op(2.0, "n1", f"{QUEUE}/{name(0)}", kept), (20.0, "calm")]
+    trace.append(op(60.0, "u1", "jobs/0/2/.entry", f"{QUEUE}/500.2.0.1~c2~t", ino=22))
+    assert set() == rules([*trace, op(61.0, "n1", f"{QUEUE}/500.2.0.1~c2~t", f"{QUEUE}/500.2.1.1~c2,t1~t", ino=22)])
+    assert "V6" in rules([*trace, op(61.0, "n1", f"{QUEUE}/500.2.0.1~c2~t", f"{RUNNING}/500.2.1.1~c2~t", ino=22)])
 
 
 def test_a_takeover_from_a_node_that_was_silent_for_long_enough_is_legal():

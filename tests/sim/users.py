@@ -7,7 +7,7 @@ like any process, and write into the trace what they were told.
 
 from typing import Any, NamedTuple
 
-from spoolq import amend, config, mark, steer, submit
+from spoolq import amend, begin, config, mark, steer, submit
 from spoolq.errors import SpoolqError
 from spoolq.job import Job
 from spoolq.request import Asked
@@ -55,7 +55,14 @@ def make(seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, st
             "limit_s": chance.choice([None, None, 5]),
             "retries": chance.choice([0, 0, 0, 1, 2]),
         }
+        facts["begin"] = rng(seed, "begin", at).choice([0] * 8 + [2.0, 20.0])  # s after the submission
         found.append(Action(at, chance.choice(users), "submit", facts=facts))
+    related = rng(seed, "family")
+    for number, action in enumerate(found):
+        if action.verb == "submit" and related.random() < 0.3:
+            kind = related.choice(["afterok", "afterok", "afterany", "afternotok", "after"])
+            facts = {**action.facts, "depend": kind, "kill_on_invalid_dep": related.choice(["yes", "yes", "yes", "no"])}
+            found[number] = action._replace(facts=facts, pick=related.random())
     for _ in range(steering):
         at = chance.uniform(1.0, busy_s)
         facts = {"mem": chance.choice(["900M", "1100M"]), "priority": chance.choice(["5", "-5"])}
@@ -68,11 +75,16 @@ def act(world: Any, action: Action) -> None:
     name, log, kernel = action.user, world.log, world.kernel
     try:
         if action.verb == "submit":
-            facts = action.facts
+            facts = dict(action.facts)
+            parent = world.ids[int(action.pick * len(world.ids))] if world.ids else 0
+            facts["depend"] = (f"{facts['depend']}:{parent}",) if parent and facts.get("depend") else ()
+            facts["begin"] = due(facts["begin"], kernel.me.context.machine.wall())
             job = Job(command=("true",), name=f"r{facts['retries']}", declared=frozenset(["cpus"]), **facts)
             placed = submit.submit(Found(), Asked(job, None, ENV), warn=False)  # type: ignore[arg-type]
             log((kernel.now, "ack", name, placed.entry.id, facts["rerun"]))
             world.ids.append(placed.entry.id)
+            if facts["depend"]:
+                log((kernel.now, "depends", name, placed.entry.id, *facts["depend"][0].split(":")))
         elif action.verb == "drop":
             drop(world, name, action.facts["name"])
         elif world.ids:
@@ -88,6 +100,11 @@ def act(world: Any, action: Action) -> None:
     finally:
         if not kernel.me.dead:
             kernel.me.context.gone()
+
+
+def due(after_s: float, wall: float) -> str:
+    """`now+20s`, as the job file keeps it."""
+    return begin.resolved(f"now+{after_s:g}s", wall) if after_s else ""
 
 
 def bury(world: Any, node: str) -> None:

@@ -163,8 +163,10 @@ class Lab:
 
     def fill(self) -> None:
         """Leave no block free on the export."""
-        words = "fallocate -l $(df --output=avail -k /spool | tail -n 1)K /spool/.fill; "
-        words += "cat /dev/zero > /spool/.fill2; sync; [ $(df --output=avail -k /spool | tail -n 1) = 0 ]"
+        free = "$(df --output=avail -k /spool | tail -n 1)"
+        # each of these ends with ENOSPC, and what is written back late or freed meanwhile makes room again
+        words = f"fallocate -l $(({free} - 64))K /spool/.fill; for i in 1 2 3 4 5 6 7 8 9; do "
+        words += f"cat /dev/zero >> /spool/.fill2; sync; sleep 1; [ {free} = 0 ] && exit 0; done; df -k /spool; exit 1"
         done = self.run("server", "sh", "-c", words)
         assert done["code"] == 0, done
 

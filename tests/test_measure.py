@@ -1,0 +1,75 @@
+"""What a node measures, and what it does about it, with real daemons on a machine whose load the test chooses."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from .cluster import Cluster
+from .load import CPUS, Load
+
+
+@pytest.fixture
+def load(cluster: Cluster) -> Iterator[Load]:
+    """All cpus are busy for others."""
+    made = Load(f"{cluster.base}/machine", float(len(CPUS)))
+    cluster.env["SPOOLQ_TEST_ROOT"] = made.root
+    yield made
+    made.close()
+
+
+def say(cluster: Cluster, text: str, overload_s: float = 0.5) -> None:
+    """The policy, all of it; with a short `overload_s` and `overload_suspend` the load is looked at often."""
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, overload_s=overload_s)
+    with open(f"{cluster.root}/spool.toml", "a") as file:
+        file.write(f"[policy]\noverload_suspend = true\n{text}\n")
+
+
+def node(cluster: Cluster):
+    return cluster.node("n1", len(CPUS), mem="100M")
+
+
+def test_a_job_waits_for_load_of_others_and_the_reason_offers_the_remedy(cluster: Cluster, load: Load):
+    load.foreign = 0.8
+    say(cluster, "")
+    daemon = node(cluster)
+    first = cluster.sub("-c", "0.1", "-m", "10", "sleep", "600")  # the load is looked at often while something runs
+    cluster.until(lambda: (cluster.facts("n1").get("measured") or {}).get("foreign_cpus"), "load is known")
+    whole = cluster.sub("-c", f"{len(CPUS) - 0.1:g}", "-m", "10", "true")
+    cluster.until(lambda: "MeasuredLoad" in cluster.ok("why", str(whole)), "the reason")
+    offered = re.search(r"if that is usual there, idle_load = (0\.[789]) in spool.toml", cluster.ok("why", str(whole)))
+    assert offered, cluster.ok("why", str(whole))
+    daemon.terminate()
+    daemon.wait()
+    say(cluster, "idle_load = 1.2")
+    node(cluster)
+    assert "COMPLETED" == cluster.result(whole)["state"]
+    cluster.ok("kill", str(first))
+
+
+def test_a_job_steps_aside_on_overload_and_goes_on_over_a_restart(cluster: Cluster, load: Load):
+    say(cluster, "")
+    load.foreign = 0.0
+    daemon = node(cluster)
+    share = f"{len(CPUS) / 4:g}"
+    words = ("-c", share, "-m", "10", "sh", "-c", "while :; do date >>beats; sleep 0.1; done")
+    better = cluster.sub("-p", "5", *words)
+    user = cluster.sub(*words)
+    victim = cluster.sub("-p", "-5", *words)
+    cluster.until(lambda: all("running" == cluster.place(j) for j in (better, user, victim)), "all run")
+    cluster.ok("suspend", str(user))
+    load.foreign = float(len(CPUS))
+
+    cluster.until(lambda: "steps aside" in cluster.ok("why", str(victim)), "the job of lowest priority steps aside")
+    assert "SUSPENDED" in cluster.ok("show", str(victim))
+    assert "by its node, while others take the cpus" in cluster.ok("show", str(victim))
+    assert "overload_suspend" not in cluster.ok("show", str(user))
+    assert "runs on n1" in cluster.ok("why", str(better))  # the last one runs on
+    daemon.kill()
+    daemon.wait()
+    load.foreign = 0.0
+    node(cluster)
+    cluster.until(lambda: "runs on n1" in cluster.ok("why", str(victim)), "it goes on, by the next daemon")
+    assert "is suspended on n1" in cluster.ok("why", str(user))
+    cluster.ok("kill", str(better), str(user), str(victim))
+    assert "CANCELLED" == cluster.result(victim)["state"]
