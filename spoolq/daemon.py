@@ -111,8 +111,7 @@ class Daemon(Agenda):
         self.chunks: dict[int | str, Chunk] = {}  # those of them that are of arrays
         self.task_ends: list[tuple[Chunk, Finished]] = []  # results of their tasks that are not recorded yet
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
-        self.ended: list[Finished] = []
-        self.candidates: list[Placed] = []
+        self.ended, self.candidates = list[Finished](), list[Placed]()
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()

@@ -152,3 +152,17 @@ def test_the_output_of_a_task_is_followed_from_before_it_starts(cluster: Cluster
     cluster.node("n1", 2)
     out, _ = follower.communicate(timeout=60)
     assert (b"one\ntwo\n", 2) == (out, follower.returncode)
+
+
+def test_a_child_waits_for_all_of_an_array_and_another_for_one_task(cluster: Cluster):
+    job = sub(cluster, "-a", "1-3", f"{HERE} != 3 ] || sleep 1; {MARK}; {HERE} != 2 ]")
+    early = cluster.sub("-d", f"afterok:{job}_1", "--wrap", f"cat {cluster.base}/marks")
+    late = cluster.sub("-d", f"afterany:{job}", "--wrap", f"cat {cluster.base}/marks")
+    never = cluster.sub("-d", f"afterok:{job}", "true")
+    refused = cluster.spoolq("sub", "-d", f"afterok:{job}_9", "true")
+    assert (2, True) == (refused.returncode, "no such task" in refused.stderr), refused.stderr
+    cluster.node("n1", 4)
+    cluster.ok("wait", str(early), str(late))
+    assert "1.1.n1" in cluster.text(early).split()
+    assert ["1.1.n1", "2.1.n1", "3.1.n1"] == sorted(cluster.text(late).split())
+    assert "CANCELLED" == cluster.result(never)["state"]
