@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from spoolq import learn
 from spoolq.history import Record, efficiency
-from spoolq.resources import UNIT, show_mb
+from spoolq.resources import UNIT, show_mb, show_seconds
 
 WASTE = 2.0  # asked for more than so many times what would do: said
 LEAST_WALL_S = 10.0  # of shorter attempts nobody needs advice about cpus
@@ -61,7 +61,7 @@ def hints(record: Record) -> list[str]:
             found.append(f"-c {enough}: it kept {busy:.1f} of {cpus:g} cpus busy")
     limit = number(record, "limit_s")
     if record.get("state") == "TIMEOUT" and limit:
-        found.append(f"-t {math.ceil(2 * limit / 60)}: {limit / 60:g} minutes were too little")
+        found.append(f"-t {math.ceil(2 * limit / 60)}: {show_seconds(limit)} was too little")
     elif limit and wall is not None and record.get("state") == "COMPLETED":
         minutes = max(1, math.ceil(wall * learn.MARGIN / 60))
         if limit / 60 > WASTE * minutes:

@@ -211,7 +211,7 @@ class Around:
         if self.settings.scratch:
             used = {f"{self._scratches}{entry.unit}.{entry.attempt}" for entry in placed}
             top, prefix = os.path.split(self._scratches)
-            for name in os.listdir(top):
+            for name in os.listdir(top) if os.path.isdir(top) else ():
                 if name.startswith(prefix) and f"{top}/{name}" not in used:
                     shutil.rmtree(f"{top}/{name}", ignore_errors=True)
 

@@ -195,9 +195,9 @@ def of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Pl
 
     found: dict[Unit, Outcome] = {}
     for job_id in {id_of(unit) for unit in wanted}:
-        chunks, job = done.get(job_id, []), tally.job_of(spool, job_id)
-        whole = job is not None and tally.covered(array.parse(job.array), [at.entry.chunk for at in chunks])
-        if job_id in wanted and (whole or (job is None and chunks)):
+        chunks, spec = done.get(job_id, []), tally.spec_of(spool, job_id)
+        whole = spec is not None and tally.covered(spec, [at.entry.chunk for at in chunks])
+        if job_id in wanted and (whole or (spec is None and chunks)):
             word = array.worst(at.entry.ending or "" for at in chunks)
             found[job_id] = Outcome(job_id, shell_code(word), of_ending(word).name)
         tasks = [unit for unit in wanted if isinstance(unit, str) and id_of(unit) == job_id]

@@ -31,6 +31,7 @@ LEAST_WALL_S = 1.0  # of shorter runs the use of cpus means nothing
 _SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh"])
 _INTERPRETERS = frozenset(["python", "pypy", "perl", "ruby", "node", "julia", "lua", "Rscript", "java", "php"])
 _WRAPPERS = frozenset(["env", "nice", "time", "nohup", "exec", "ionice", "stdbuf", "taskset", "timeout", "numactl"])
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")  # a checksum without digits, which would become `#`
 _MOST = 120  # letters of a signature
 
 
@@ -84,11 +85,14 @@ def _program(words: list[str], depth: int) -> list[str]:
     if program in _SHELLS and len(rest) > 1 and rest[0].startswith("-") and rest[0].endswith("c") and depth:
         return _program(rest[1].split(), depth - 1) or [program]
     plain = [word for word in rest if not word.startswith("-")]
-    if program in _SHELLS or program.rstrip("0123456789.") in _INTERPRETERS:
+    plain_name = program.rstrip("0123456789.")  # python3.11 is python
+    if program in _SHELLS or plain_name in _INTERPRETERS:
+        program = plain_name
         if rest[:1] == ["-m"] and len(rest) > 1:
             return [program, rest[1]]
-        inline = rest[:1] in (["-c"], ["-e"])
-        return [program, "-c" if inline else _base(plain[0])] if plain else [program]
+        if rest[:1] in (["-c"], ["-e"]) and plain:  # other text, other program
+            return [program, rest[0], f"{zlib.crc32(plain[0].encode('utf-8', 'replace')):08x}".translate(_LETTERS)]
+        return [program, _base(plain[0])] if plain else [program]
     if rest and _is_subcommand(rest[0]):
         return [program, rest[0]]
     return [program]

@@ -126,6 +126,9 @@ def _executable(settings: Settings) -> Settings:
         if words and not shutil.which(words[0]):
             origin = next(said.origin for said in settings.in_force if said.key == f"node.{key}")
             raise Misconfigured(f"{origin}: {key}: {words[0]}: no such program here, or not executable")
+    if settings.scratch and not os.access(os.path.expanduser(settings.scratch), os.R_OK | os.W_OK | os.X_OK):
+        origin = next(said.origin for said in settings.in_force if said.key == "node.scratch")
+        raise Misconfigured(f"{origin}: scratch: {settings.scratch}: no such directory here, or not writable")
     return settings
 
 

@@ -62,11 +62,19 @@ class Parents:
         ended = self._groups[group].get(job_id, [])
         if ended and not ended[0].entry.chunk:
             return fate_of(ended[0])
-        if not ended and "_" not in parent:
-            return None
-        unit = parent if "_" in parent else job_id  # an array has ended when all of it has, a task with its result
-        outcome = awaiting.of_arrays(self.spool, {unit}, {job_id: ended}).get(unit)
+        if "_" not in parent:
+            return self._of_parts(job_id) if ended else None
+        outcome = awaiting.of_arrays(self.spool, {parent}, {job_id: ended}).get(parent)
         return Fate(State[outcome.state], started=True) if outcome else None
+
+    def _of_parts(self, job_id: int) -> Fate:
+        """A job of several entries, some of which have ended: it has when none is left that has not."""
+        for _ in range(2):  # one that is run again moves against the direction of the look
+            if left := [at for at in self.spool.live() if at.entry.id == job_id]:
+                return fate_of(left[0])._replace(started=True)
+        parts = [at for at in self.spool.done(job_id // HOMES) if at.entry.id == job_id]
+        bad = [at for at in parts if at.state is not State.COMPLETED]
+        return fate_of([*bad, *parts][0]) if parts else self._find(str(job_id))
 
     def _find(self, parent: str) -> Fate:
         job_id = id_of(parent)
@@ -74,7 +82,10 @@ class Parents:
         if self._finds > FEW and self._live is None:
             self._live = {at.entry.id: at for at in self.spool.live()}
         try:
-            return fate_of((self._live or {}).get(job_id) or self.spool.find(job_id))
+            at = (self._live or {}).get(job_id) or self.spool.find(job_id)
+            if at.entry.chunk and at.top == "done":
+                return Fate(State.RUNNING, started=True)  # others of its array may not have ended
+            return fate_of(at)
         except NotFound:
             record = awaiting.from_history(self.spool, {job_id}).get(job_id)
         state = State.__members__.get(str((record or {}).get("state")))
@@ -83,9 +94,7 @@ class Parents:
 
 def fate_of(at: Placed) -> Fate:
     """What an entry says of a parent."""
-    began = at.top in ("running", "reaping", *(["done"] if at.entry.chunk else [])) or at.entry.attempt > 1
-    if at.entry.chunk and at.top == "done":  # others of its array have not ended
-        return Fate(State.RUNNING, began)
+    began = at.top in ("running", "reaping") or at.entry.attempt > 1
     return Fate(at.state, began, at.node, at.entry.ending or "")
 
 

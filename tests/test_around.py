@@ -237,7 +237,7 @@ def test_a_hook_hears_of_a_job_that_was_lost_with_its_node(cluster: Cluster):
     )
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
     cluster.node("n2")
-    job = cluster.sub("--rerun", "never", "sh", "-c", f"touch {mark}; sleep 600")
+    job = cluster.sub("--rerun", "never", "sh", "-c", f"touch {mark}; sleep 60")
     cluster.running(job, mark)
     cluster.close()
     cluster.node("n1")
@@ -347,3 +347,20 @@ def test_a_plan_that_nobody_followed_is_removed_by_the_next_daemon(short_dir):
     assert not around.unfinished((7, 1), {})  # it never began
     around.tidy(Heard())
     assert [] == os.listdir(f"{short_dir}/state/steps")
+
+
+def test_what_a_dead_job_left_in_the_scratch_directory_is_cleared_up(short_dir):
+    """But not what was kept for its user, nor what is another node's."""
+    os.mkdir(f"{short_dir}/scratch")
+    mine, other = (
+        Around("/spool", name, f"{short_dir}/{name}", Settings(scratch=f"{short_dir}/scratch")) for name in ("n1", "n2")
+    )
+    message = {"argv": ["x"], "program": None, "env": [], "chdir": "/", "scratch": "/tmp/0", "mem_mb": None}
+    for around in (mine, other):
+        around.wrap(parse_name("500.7.1.1~c1,m1~x"), Job(("x",), stage_in=("a",)), started := dict(message))
+        scratch = started["env"][0].partition("=")[2]
+        os.mkdir(scratch)
+    os.mkdir(f"{short_dir}/scratch/spoolq-job-6.1.kept")
+    mine.tidy(Heard())
+
+    assert {"spoolq-job-6.1.kept", os.path.basename(scratch)} == set(os.listdir(f"{short_dir}/scratch"))

@@ -6,7 +6,10 @@ import signal
 import pytest
 
 from spoolq import home, parents, steer, stored
+from spoolq.depend import Condition
+from spoolq.entry import Entry
 from spoolq.spool import Spool
+from spoolq.state import State
 from tests.cluster import Cluster
 from tests.faults import faulty
 from tests.test_crash_points import act_on, explore, submit_one
@@ -247,6 +250,23 @@ def test_jobs_without_children_cost_no_call(tmp_path, monkeypatch):
     with faulty() as fake:
         node.dependents.step(0.0)
     assert 0 == fake.count
+
+
+def test_a_parent_of_several_entries_has_ended_when_all_have(spool):
+    """As the chunks of an array."""
+    look = lambda: parents.Parents(spool).fate(Condition("afterok", "7"))  # noqa: E731
+    for chunk, ending, top in (("a1-5", "exit0", "done"), ("a6-10", None, "running"), ("a11-15", "exit0", "done")):
+        entry = Entry(500, 7, gen=3, ending=ending, chunk=chunk)
+        place = "done/0" if top == "done" else "running/n1"
+        os.makedirs(f"{spool.root}/{place}", exist_ok=True)
+        os.symlink("x", f"{spool.root}/{place}/{entry.name}")
+    assert (State.RUNNING, True) == look()[:2]
+    running = Entry(500, 7, gen=3, chunk="a6-10")
+    for ending, state in (("exit3", State.FAILED), ("exit0", State.COMPLETED)):
+        ended = running._replace(ending=ending)
+        os.rename(f"{spool.root}/running/n1/{running.name}", f"{spool.root}/done/0/{ended.name}")
+        assert state is look().state
+        os.rename(f"{spool.root}/done/0/{ended.name}", f"{spool.root}/running/n1/{running.name}")
 
 
 @pytest.mark.parametrize("gone", ["swept", "swept with its history"])

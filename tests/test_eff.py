@@ -38,7 +38,7 @@ def test_advice_is_given_on_whatever_lies_in_history(some):
         ({"user_s": 200.0, "wall_s": 9.0, "limit_s": None}, []),
         ({"limit_s": 3600}, ["-t 2: it took 1.0 of 60 minutes"]),
         ({"limit_s": 180}, []),
-        ({"state": "TIMEOUT", "limit_s": 60}, ["-t 2: 1 minutes were too little"]),
+        ({"state": "TIMEOUT", "limit_s": 60}, ["-t 2: 1:00 was too little"]),
         ({"state": "OUT_OF_MEMORY"}, ["-m 2000 (or -r 3 --retry-mem 2x): 1000M were too little"]),
         ({"max_rss_kb": None, "user_s": None, "wall_s": None}, []),
     ],

@@ -42,9 +42,9 @@ POLICY = config.parse_policy(b'format = 1\nuuid = "1-2"\nname = "lab"\n', "spool
         ("make -j4", "make"),
         ("make test", "make test"),
         ("/opt/bwa-0.7/bwa mem -t 4 ref.fa x.fq", "bwa mem"),
-        ("python3.11 train.py --lr 0.1", "python#.# train.py"),
+        ("python3.11 train.py --lr 0.1", "python train.py"),
         ("python -m pytest -q", "python pytest"),
-        ("python -c 'print(1)'", "python -c"),
+        ("python -c 'print(1)'", "python -c edpgango"),
         ("./sim_17 a b", "sim_#"),
         ("sim_18", "sim_#"),
         ("env A=1 nice -n 5 gzip x", "gzip"),
@@ -60,6 +60,12 @@ POLICY = config.parse_policy(b'format = 1\nuuid = "1-2"\nname = "lab"\n', "spool
 )
 def test_a_command_is_known_by_what_makes_it_different(line, said):
     assert said == learn.signature(shlex.split(line))
+
+
+def test_inline_programs_are_told_apart_by_their_text():
+    one, two = (learn.signature(["python3", "-c", text]) for text in ("print(1)", "print(2)"))
+    assert one != two
+    assert one.startswith("python -c ")
 
 
 def test_a_script_is_known_by_the_name_of_its_job():

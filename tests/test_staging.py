@@ -171,6 +171,13 @@ def configure(cluster: Cluster, text: str) -> None:
     write(f"{cluster.base}/.config/spoolq/config.toml", text)
 
 
+def test_a_node_without_its_scratch_directory_refuses_to_serve(cluster: Cluster):
+    configure(cluster, '[node]\nscratch = "/no/such/directory"\n')
+    done = cluster.spoolq("node", "--name", "n1")
+    assert 78 == done.returncode
+    assert "config.toml:2: scratch: /no/such/directory: no such directory" in done.stderr
+
+
 def test_a_node_keeps_what_it_has_staged(cluster: Cluster):
     configure(cluster, '[node]\nstage_cache = "10M"\n')
     path = f"{cluster.base}/in"

@@ -276,6 +276,7 @@ class World:
             if placed.entry.held != "HD" or job is None or job.kill_on_invalid_dep == "yes":
                 continue
             if judge(parents.of_job(job), look.fate).answer is Answer.NEVER:
+                self.log((self.kernel.now, "asks", "admin", "kill", placed.entry.id))
                 steer.do(spool, placed, steer.kill_step(None))
 
     def _bury_once(self, machine: Machine) -> None:
