@@ -16,7 +16,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, hook
+from spoolq import array, deliver, hook
 from spoolq.config import Settings
 from spoolq.fsops import Answer
 from spoolq.local import KEPT
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spoolq")
 
-Key = tuple[int, int]
+Key = tuple[int | str, int]  # of an attempt: `entry.unit`, and its number
 SHEPHERD_MB = 16  # memory of the shepherd itself, beside the job's limit
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PROGRAM = f"import sys; sys.path[:0]=[{_ROOT!r}]; from spoolq.shepherd import main; main()"
@@ -56,8 +56,8 @@ class Around:
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.top):
                 job_id, _, attempt = name.partition(".")
-                if job_id.isdigit() and attempt.isdigit():
-                    self.keys.add((int(job_id), int(attempt)))
+                if job_id.replace("_", "", 1).isdigit() and attempt.isdigit():
+                    self.keys.add((job_id if "_" in job_id else int(job_id), int(attempt)))
 
     def path(self, key: Key) -> str:
         """The directory of an attempt."""
@@ -79,11 +79,11 @@ class Around:
         stages = job.stage_in or job.stage_out
         if not (settings.prolog or settings.epilog or job.targets or stages):
             return
-        key = (entry.id, entry.attempt)
+        key = (entry.unit, entry.attempt)
         self.forget(key)
         scratch = message["scratch"]
         if settings.scratch and stages:
-            scratch = f"{self._scratches}{entry.id}.{entry.attempt}"
+            scratch = f"{self._scratches}{entry.unit}.{entry.attempt}"
             message["env"] = [*message["env"], f"SPOOLQ_SCRATCH={scratch}"]
         plan = {
             "argv": message["argv"],
@@ -97,7 +97,7 @@ class Around:
             "node": self.node,
             "scratch": scratch,
             "own_scratch": scratch != message["scratch"],
-            "kept": f"spoolq-job-{entry.id}.{entry.attempt}{KEPT}",
+            "kept": f"spoolq-job-{entry.unit}.{entry.attempt}{KEPT}",
             # the number of a signal that comes to the first process alone, which is the shepherd
             "first": message["warn"][0] if message.get("warn") and message["warn"][2] else 0,
             "stage_in": job.stage_in,
@@ -139,7 +139,7 @@ class Around:
             pid = os.posix_spawn(words[0], words, os.environ, file_actions=actions, setsid=True, setsigmask=())
         finally:
             os.close(null)
-        log.info("finishing job=%d attempt=%d: it was killed before its epilog", *key)
+        log.info("finishing job=%s attempt=%d: it was killed before its epilog", *key)
         self._finishing[key] = (pid, ended)
         return True
 
@@ -157,7 +157,7 @@ class Around:
                     continue
             del self._finishing[key]
             if self._said(key).get("phase") != "over":  # it was killed too: not for ever
-                log.warning("not finished job=%d attempt=%d: what its node does after it", *key)
+                log.warning("not finished job=%s attempt=%d: what its node does after it", *key)
                 self.forget(key)
             daemon.take_end(*key, ended)
         if self.drain:
@@ -203,10 +203,13 @@ class Around:
     def tidy(self, daemon: "Daemon") -> None:
         """Forget attempts that nobody here knows of."""
         placed = [*(live.at.entry for live in daemon.live.values()), *(item.at.entry for item in daemon.ended)]
-        for key in self.keys.difference((entry.id, entry.attempt) for entry in placed):
+        placed += [item.at.entry for _, item in daemon.task_ends]
+        for one in daemon.chunks.values():
+            placed += [array.task_entry(one.entry, one.current)] if one.current is not None else []
+        for key in self.keys.difference((entry.unit, entry.attempt) for entry in placed):
             self.forget(key)
         if self.settings.scratch:
-            used = {f"{self._scratches}{entry.id}.{entry.attempt}" for entry in placed}
+            used = {f"{self._scratches}{entry.unit}.{entry.attempt}" for entry in placed}
             top, prefix = os.path.split(self._scratches)
             for name in os.listdir(top) if os.path.isdir(top) else ():
                 if name.startswith(prefix) and f"{top}/{name}" not in used:
@@ -225,7 +228,7 @@ class Around:
     def through(self, item: "Finished") -> None:
         """An attempt is delivered."""
         entry = item.at.entry
-        self.forget((entry.id, entry.attempt))
+        self.forget((entry.unit, entry.attempt))
         if item.requeue or item.late or not (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
             return
         self._announce(entry, item.job, item.ending, item.ended)

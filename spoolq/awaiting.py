@@ -11,15 +11,18 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spoolq import arguments, home, patience
 from spoolq.arguments import Command, Flag
 from spoolq.entry import HOMES
 from spoolq.errors import NotFound, UsageError
-from spoolq.spool import Spool
+from spoolq.spool import Placed, Spool
 from spoolq.state import of_ending, shell_code
+
+if TYPE_CHECKING:
+    from spoolq.tally import Tally
 
 FEW = 8  # jobs whose homes are looked at one by one
 SHORTEST_S, LONGEST_S = 0.005, 0.1
@@ -27,6 +30,7 @@ COST = 10  # times as long as the last look took, at least: thousands of jobs ar
 LAG = 0.05  # of the time waited: the share by which an end may be noticed late
 SURE_S = 1.0  # between looks at done/ itself, for ends without a result
 LOST_S = 30.0  # between checks that a job still exists
+BACK = 64  # jobs that are looked for once more, one by one
 TIMED_OUT = 124  # as timeout(1)
 
 WAIT = Command(
@@ -39,16 +43,19 @@ WAIT = Command(
         Flag("no-fail", "", "", "exit 0 whatever became of the jobs"),
     ),
     "job",
-    "JOB: 42, 40-45, 42,44, last (your newest), @name, all (yours that have not ended)\n\n"
+    "JOB: 42, 40-45, 42,44, 42_7 of an array, last (your newest), @name, all (yours that have not ended)\n\n"
     "Examples:\n  spoolq wait 42 || echo failed\n  spoolq wait 40-45 --timeout 2h\n  spoolq wait --json last\n\n"
     "Plain files: jobs/N/ID/result.json appears when a job has ended.",
 )
 
 
+Unit = int | str  # a job or a whole array by its id, a task of an array as `42_7`
+
+
 class Outcome(NamedTuple):
     """How a job ended: the exit code a shell would see, and its state; no state if it was never found."""
 
-    id: int
+    id: Unit
     code: int
     state: str
 
@@ -78,7 +85,7 @@ def wait(argv: Sequence[str]) -> int:
     return 0 if given.has("no-fail") else worst(found)
 
 
-def ids_of(spool: Spool, words: Sequence[str]) -> list[int]:
+def ids_of(spool: Spool, words: Sequence[str]) -> list[Unit]:
     """The ids that words mean; plain numbers need no look at the spool."""
     parts = [part for word in words for part in word.split(",") if part or not word.strip(",")]
     if all(part.isascii() and part.isdigit() for part in parts):
@@ -90,14 +97,14 @@ def ids_of(spool: Spool, words: Sequence[str]) -> list[int]:
     return resolve(spool, words)
 
 
-def worst(found: dict[int, Outcome]) -> int:
+def worst(found: dict[Unit, Outcome]) -> int:
     """The worst code of jobs."""
     return max((outcome.code for outcome in found.values()), default=0)
 
 
 def until_ended(
-    spool: Spool, ids: Iterable[int], *, timeout_s: float | None = None, any_of: bool = False
-) -> dict[int, Outcome]:
+    spool: Spool, ids: Iterable[Unit], *, timeout_s: float | None = None, any_of: bool = False
+) -> dict[Unit, Outcome]:
     """
     Wait for jobs; those that are nowhere are reported on stderr and count as code 1.
 
@@ -136,13 +143,13 @@ def until_ended(
     return found
 
 
-def _lending(spool: Spool, pending: Collection[int]) -> contextlib.AbstractContextManager[None]:
+def _lending(spool: Spool, pending: Collection[Unit]) -> contextlib.AbstractContextManager[None]:
     """In a job that waits for others: what `nested` does meanwhile."""
     if not pending or "SPOOLQ_JOB_ID" not in os.environ:
         return contextlib.nullcontext()
     from spoolq import nested
 
-    nested.refuse_own(spool, pending)
+    nested.refuse_own(spool, [unit for unit in pending if isinstance(unit, int)])
     return nested.waiting(spool)
 
 
@@ -152,44 +159,89 @@ def nap(waited_s: float, most_s: float | None = None, *, least_s: float = SHORTE
     time.sleep(pause if most_s is None else max(0.0, min(pause, most_s)))
 
 
-def ended_now(spool: Spool, pending: Collection[int], *, sure: bool) -> dict[int, Outcome]:
+def ended_now(spool: Spool, pending: Collection[Unit], *, sure: bool) -> dict[Unit, Outcome]:
     """
     Those of some jobs that have ended.
 
     Args:
         sure: look into done/ in any case; else, of a few jobs, only where a result has appeared.
     """
-    likely: Iterable[int] = pending
+    likely: Iterable[Unit] = pending
     if not sure and len(pending) <= FEW:
-        likely = [job_id for job_id in pending if home.read_result(spool.root, job_id) is not None]
-    found: dict[int, Outcome] = {}
-    for group in {job_id // HOMES for job_id in likely}:
+        likely = [unit for unit in pending if type(unit) is int and home.read_result(spool.root, unit) is not None]
+    found: dict[Unit, Outcome] = {}
+    arrays: dict[int, list[Placed]] = {}
+    for group in {id_of(unit) // HOMES for unit in likely}:
         for placed in spool.done(group):
             job_id, ending = placed.entry.id, placed.entry.ending
-            if job_id in pending:
+            if placed.entry.chunk:
+                arrays.setdefault(job_id, []).append(placed)
+            elif job_id in pending:
                 found[job_id] = Outcome(job_id, shell_code(ending), of_ending(ending or "").name)
+    wanted = {unit for unit in likely if type(unit) is str or unit in arrays}
+    if wanted:
+        found |= of_arrays(spool, wanted, arrays)
     return found
 
 
-def lost(spool: Spool, pending: Collection[int]) -> dict[int, Outcome]:
+def id_of(unit: Unit) -> int:
+    """The id of the job or array."""
+    return unit if isinstance(unit, int) else int(unit.partition("_")[0])
+
+
+def of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Placed]]) -> dict[Unit, Outcome]:
+    """The arrays and tasks that have ended: a task also while its chunk goes on, if it is not tried again."""
+    from spoolq import array, tally
+
+    found: dict[Unit, Outcome] = {}
+    for job_id in {id_of(unit) for unit in wanted}:
+        chunks, spec = done.get(job_id, []), tally.spec_of(spool, job_id)
+        whole = spec is not None and tally.covered(spec, [at.entry.chunk for at in chunks])
+        if job_id in wanted and (whole or (spec is None and chunks)):
+            word = array.worst(at.entry.ending or "" for at in chunks)
+            found[job_id] = Outcome(job_id, shell_code(word), of_ending(word).name)
+        tasks = [unit for unit in wanted if isinstance(unit, str) and id_of(unit) == job_id]
+        if tasks:
+            known = tally.Tally(spool, job_id, chunks)
+            for unit in tasks:
+                number = int(unit.partition("_")[2])
+                if word := known.ended(number) or _final(known, number):
+                    found[unit] = Outcome(unit, shell_code(word), of_ending(word).name)
+    return found
+
+
+def _final(known: "Tally", number: int) -> str:
+    """How a task ended whose chunk has not, if that is the last word."""
+    from spoolq import array
+
+    line = known.known.get(number)
+    tried = known.job.retries if known.job else 0
+    if line is None or (array.failed(line) and line["attempt"] <= tried) or line["state"] == "PENDING":
+        return ""
+    return array.word_of(line)
+
+
+def lost(spool: Spool, pending: Collection[Unit]) -> dict[Unit, Outcome]:
     """Those that are neither live nor in done/: swept long ago, as history says, or never submitted."""
     if not pending:
         return {}
     if len(pending) <= FEW:
-        nowhere = {job_id for job_id in pending if not _exists(spool, job_id)}
+        nowhere = {unit for unit in pending if not _exists(spool, id_of(unit))}
     else:
-        nowhere = set(pending) - {placed.entry.id for placed in spool.live()}
+        live = {placed.entry.id for placed in spool.live()}
+        nowhere = {unit for unit in pending if id_of(unit) not in live}
     found = ended_now(spool, nowhere, sure=True) if nowhere else {}  # it may have ended in between
-    nowhere -= found.keys()
+    # of an array that has ended in part the rest was seen as live, or comes with the next look
+    nowhere = {unit for unit in nowhere - found.keys() if len(nowhere) > BACK or not _exists(spool, id_of(unit))}
     if not nowhere:
         return found
-    records = from_history(spool, nowhere)
-    for job_id in sorted(nowhere):
-        if job_id in records:
-            found[job_id] = Outcome(job_id, code_of(records[job_id]), str(records[job_id].get("state")))
+    records = from_history(spool, {unit for unit in nowhere if isinstance(unit, int)})
+    for unit in sorted(nowhere, key=id_of):
+        if isinstance(unit, int) and unit in records:
+            found[unit] = Outcome(unit, code_of(records[unit]), str(records[unit].get("state")))
         else:
-            sys.stderr.write(f"spoolq: job {job_id}: no such job in {spool.root}\n")
-            found[job_id] = Outcome(job_id, 1, "")
+            sys.stderr.write(f"spoolq: job {unit}: no such job in {spool.root}\n")
+            found[unit] = Outcome(unit, 1, "")
     return found
 
 
@@ -229,12 +281,9 @@ def tell(spool: Spool, outcome: Outcome) -> None:
     """Say on stderr why a job did not end by itself, or could not be started; what it did itself it said itself."""
     if outcome.code == 0:
         return
-    from spoolq import result
-
-    data = home.read_result(spool.root, outcome.id)
-    known = (result.parse(data) if data else None) or {}
+    known = _result(spool, outcome)
     reason = str(known.get("reason") or "")
-    if reason or outcome.state != "FAILED":
+    if reason or outcome.state != "FAILED" or "tasks" in known:
         text = f"{outcome.state}{f': {reason}' if reason and reason != outcome.state.lower() else ''}"
         shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
         sys.stderr.write(f"spoolq: job {outcome.id}: {shown}\n")
@@ -242,10 +291,31 @@ def tell(spool: Spool, outcome: Outcome) -> None:
 
 def result_of(spool: Spool, outcome: Outcome) -> dict[str, Any]:
     """The whole result where there is one; else what is known."""
+    whole = _result(spool, outcome)
+    if not whole and outcome.state and isinstance(outcome.id, int):
+        whole = from_history(spool, {outcome.id}).get(outcome.id, {})
+    return {**(whole or {"id": outcome.id, "state": outcome.state or None}), "code": outcome.code}
+
+
+def _result(spool: Spool, outcome: Outcome) -> dict[str, Any]:
+    """What the home says: result.json, the line of a task, or how many tasks of an array ended how."""
     from spoolq import result
 
+    if isinstance(outcome.id, str):
+        from spoolq import tasks
+
+        return tasks.result(spool.root, id_of(outcome.id), int(outcome.id.partition("_")[2])) or {}
     data = home.read_result(spool.root, outcome.id)
-    whole = result.parse(data) if data is not None else None
-    if whole is None and outcome.state:
-        whole = from_history(spool, {outcome.id}).get(outcome.id)
-    return {**(whole or {"id": outcome.id, "state": outcome.state or None}), "code": outcome.code}
+    if data is not None:
+        return result.parse(data) or {}
+    from spoolq import array, tally
+
+    if not outcome.state or tally.spec_of(spool, outcome.id) is None:
+        return {}
+    done = [at for at in spool.done(outcome.id // HOMES) if at.entry.id == outcome.id]
+    known = tally.Tally(spool, outcome.id, done)
+    states = known.by_state()
+    words = [f"{len(some)} {state.name.lower()}" for state, some in states.items()]
+    bad = array.ranges((n for state, some in states.items() if state.name != "COMPLETED" for n in some), 5)
+    facts = {"id": outcome.id, "state": outcome.state, "reason": f"{', '.join(words)}; not well: {bad}" if bad else ""}
+    return {**facts, "tasks": {state.name: len(some) for state, some in states.items()}}

@@ -9,20 +9,19 @@ the claim"), and nothing is claimed that an earlier attempt on this node still h
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import busy, elbow, home, host, lend, recover, schedule
+from spoolq import busy, chunk, elbow, home, host, lend, rerun, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
-from spoolq.launch import Prepared
+from spoolq.launch import NOT_THE_JOBS_FAULT, Prepared
 from spoolq.lease import may_start
 from spoolq.live import Live
 from spoolq.queue import SCAN_LIMIT
@@ -31,11 +30,6 @@ from spoolq.spool import Placed
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
-
-# the spool or the machine is short of something: the job waits, here or for another node
-NOT_THE_JOBS_FAULT = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
-)
 
 log = logging.getLogger("spoolq")
 
@@ -112,9 +106,9 @@ def free(daemon: "Daemon") -> Amounts:
     return {**found, **daemon.pending.left()}
 
 
-def holdings(daemon: "Daemon") -> dict[int, Amounts]:
+def holdings(daemon: "Daemon") -> dict[int | str, Amounts]:
     """What each job of this node holds, also one that is claimed and not certain to start."""
-    pending = {item.at.entry.id: item.at.entry.wants for item in daemon.pending.items}
+    pending = {item.at.entry.unit: item.at.entry.wants for item in daemon.pending.items}
     return {job_id: live.holds for job_id, live in daemon.live.items()} | pending
 
 
@@ -204,7 +198,7 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
         daemon.unsettled.append((at, claimed))
     if answer is Answer.WON:
         if daemon.queue.too_many(claimed.entry):
-            recover.give_back(daemon, claimed)
+            rerun.give_back(daemon, claimed)
             daemon.set_due("queue", host.boottime() + random.uniform(0.5, 1.5) * IDLE_POLL_S)  # noqa: S311  # jitter
             return answer
         if ready.problem:  # the spool may have been away when its home was read; it is there now
@@ -218,9 +212,13 @@ def start_one(daemon: "Daemon", at: Placed) -> Answer:
 
 def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: Held = NONE_HELD) -> None:
     """Start a claimed entry: lease, outputs, runner. What cannot start ends as FAILED with the reason."""
-    daemon.launcher.forget(at.entry.id)
+    if not at.entry.chunk:  # of an array there is more to come
+        daemon.launcher.forget(at.entry.id)
     if not may_start(host.boottime(), began, daemon.policy.fence_s):
-        recover.give_back(daemon, at)
+        rerun.give_back(daemon, at)
+        return
+    if at.entry.chunk:
+        chunk.begin(daemon, at, ready, began, held)
         return
     job = ready.job if not ready.problem else None
     live = daemon.live[at.entry.id] = Live(at, job, since=host.boottime(), devices=held)
@@ -230,7 +228,7 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
     try:
         live.outputs = tuple(daemon.launcher.open_outputs(at.entry, ready.job))
     except OSError as error:
-        if error.errno in NOT_THE_JOBS_FAULT or recover.is_away(daemon):
+        if error.errno in NOT_THE_JOBS_FAULT or rerun.is_away(daemon):
             release(daemon, live, f"outputs: {error.strerror}")
         else:
             fail(daemon, live, f"cannot open output {error.filename}: {error.strerror}")
@@ -251,10 +249,10 @@ def launch(daemon: "Daemon", at: Placed, ready: Prepared, began: float, held: He
 
 def release(daemon: "Daemon", live: Live, why: str) -> None:
     """Give a claim back that this node cannot start for reasons of its own, and claim no more until the next beat."""
-    log.warning("gave back job=%d why=%s", live.at.entry.id, why)
+    log.warning("gave back job=%s why=%s", live.at.entry.unit, why)
     daemon.presence.full = True
     daemon.drop_live(live)
-    recover.give_back(daemon, live.at)
+    rerun.give_back(daemon, live.at)
 
 
 def fail(daemon: "Daemon", live: Live, why: str) -> None:
@@ -286,4 +284,4 @@ def settle_claims(daemon: "Daemon") -> None:
             continue
         daemon.unsettled.remove(pair)
         if answer is Answer.WON:  # the lease of its claim is not known any more: give it back and claim it anew
-            recover.give_back(daemon, claimed)
+            rerun.give_back(daemon, claimed)

@@ -10,15 +10,17 @@ Invariant: requests about one job take effect in the order of their names; a bad
 
 import contextlib
 import logging
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, elbow, home, host, lend, ship
+from spoolq import array, chunk, deliver, elbow, home, host, lend, ship
 from spoolq.channel import Gone
-from spoolq.entry import HOMES, Entry
+from spoolq.entry import HOMES, Entry, fitting
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
 from spoolq.live import Live
+from spoolq.rerun import Key
 from spoolq.resources import MEM, UNIT
 from spoolq.spool import Placed
 
@@ -29,7 +31,8 @@ log = logging.getLogger("spoolq")
 
 FOLLOWED_S = 25.0  # that a request to follow holds; followers repeat theirs every `tail.ASK_S`
 Request = dict[str, Any]
-_MOST = {"id": 10**12, "attempt": 10**6, "signal": 64, "limit_s": 10**9, "mem_mb": 10**9}
+CHUNK = re.compile(r"\d{1,9}(-\d{1,9})?")
+_MOST = {"id": 10**12, "task": 10**9, "attempt": 10**6, "signal": 64, "limit_s": 10**9, "mem_mb": 10**9}
 
 
 class Verdict(Enum):
@@ -43,18 +46,28 @@ class Verdict(Enum):
 def sound(request: Request) -> bool:
     """Whether it can be carried out at all: anybody may have written it."""
     numbers = {key: request[key] for key in _MOST if request.get(key) is not None}
+    chunk = request.get("chunk", "")
+    if not isinstance(chunk, str) or not (chunk == "" or CHUNK.fullmatch(chunk)):
+        return False
     whole = all(type(number) is int and 0 <= number <= _MOST[key] for key, number in numbers.items())
     return whole and "id" in numbers and isinstance(request.get("verb"), str)
 
 
-def wishes(daemon: "Daemon", node: str) -> dict[tuple[int, int], str]:
+def wishes(daemon: "Daemon", node: str) -> dict[Key, str]:
     """
     (id, attempt) -> `kill` or `requeue`, whichever a node was asked for last and has not carried out yet.
 
     Attempt 0 stands for a request that says none, as an empty file does: see `Known.wish`.
     """
     asked = [request for _, request in daemon.spool.requests(node) if sound(request)]
-    return {(r["id"], r.get("attempt") or 0): r["verb"] for r in asked if r["verb"] in ("kill", "requeue")}
+    asked = [request for request in asked if request["verb"] in ("kill", "requeue") and "task" not in request]
+    return {(unit_of(r), r.get("attempt") or 0): r["verb"] for r in asked}
+
+
+def unit_of(request: Request) -> int | str:
+    """What the entry is called that a request is about: a job, or a chunk of an array."""
+    chunk = request.get("chunk")
+    return f"{request['id']}_{chunk}" if chunk else request["id"]
 
 
 def obey(daemon: "Daemon") -> None:
@@ -62,13 +75,13 @@ def obey(daemon: "Daemon") -> None:
     requests = daemon.spool.requests(daemon.node)
     lend.count(daemon, requests)
     daemon.carried_out &= {name for name, _ in requests}
-    again: set[int] = set()
-    over: dict[int, set[tuple[int, int]]] = {}
+    again: set[int | str] = set()
+    over: dict[int, set[Key]] = {}
     for name, request in requests:
         verdict = Verdict.DONE
         try:
             if name not in daemon.carried_out and sound(request):
-                verdict = Verdict.AGAIN if request["id"] in again else handle(daemon, name, request, over)
+                verdict = Verdict.AGAIN if unit_of(request) in again else handle(daemon, name, request, over)
             if verdict is Verdict.DONE:
                 daemon.carried_out.add(name)  # if it cannot be removed, it is not carried out again
                 daemon.spool.answered(daemon.node, name)
@@ -78,23 +91,26 @@ def obey(daemon: "Daemon") -> None:
             log.debug("request name=%s error=%s", name, error)
             verdict = Verdict.AGAIN
         if verdict is Verdict.AGAIN and name not in daemon.carried_out:
-            again.add(request["id"])
+            again.add(unit_of(request))
 
 
-def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[tuple[int, int]]]) -> Verdict:
+def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[Key]]) -> Verdict:
     """One request, wherever its job is; `over`: what has ended, of the groups of ids that were looked at."""
-    job_id, attempt = request["id"], request.get("attempt")
+    job_id, attempt = unit_of(request), request.get("attempt")
     live = daemon.live.get(job_id)
     if request["verb"] == "lend":  # counted by `lend`; it stays for as long as its sender waits
         here = live is not None and attempt == live.at.entry.attempt
         return Verdict.STAYS if here and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
+    if "chunk" not in request and (mine := [one.live for one in daemon.chunks.values() if one.entry.id == job_id]):
+        verdicts = [carry_out(daemon, live, request) for live in mine]  # a file without words: about the whole array
+        return Verdict.STAYS if Verdict.STAYS in verdicts else Verdict.DONE
     if any(item.at.entry.id == job_id for item in daemon.ended):
         return Verdict.STAYS  # its end is on its way into the spool, and this may say where to
-    group = job_id // HOMES
+    group = request["id"] // HOMES
     if group not in over:
-        over[group] = {(at.entry.id, at.entry.attempt) for at in daemon.spool.done(group)}
+        over[group] = {(at.entry.unit, at.entry.attempt) for at in daemon.spool.done(group)}
     if any(key[0] == job_id and attempt in (None, key[1]) for key in over[group]):
         return Verdict.DONE
     try:
@@ -112,7 +128,7 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
     verb = request["verb"]
     if at.node == daemon.node:
         return Verdict.AGAIN  # ours, and not looked at yet
-    log.info("request job=%d verb=%s follows it to %s", at.entry.id, verb, at.place)
+    log.info("request job=%s verb=%s follows it to %s", at.entry.unit, verb, at.place)
     if at.node:
         rest = {key: value for key, value in request.items() if key not in ("verb", "id")}
         daemon.spool.request(at.node, verb, at.entry.id, rest, name.partition(".")[0] or "0")
@@ -130,18 +146,22 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
 def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
     """One request about a job that runs here."""
     entry, verb = live.at.entry, request["verb"]
-    message: dict[str, Any] = {"id": entry.id, "attempt": entry.attempt}
+    message: dict[str, Any] = {"id": entry.unit, "attempt": entry.attempt}
+    if entry.chunk and (of_array := daemon.chunks.get(entry.unit)):
+        if verb in ("kill", "requeue"):
+            return stop_chunk(daemon, of_array, request)
+        message["id"] = of_array.key[0]  # the task that runs now
     if verb == "follow":  # somebody on another machine reads the outputs, see `sync_followed`
         live.followed_until = host.boottime() + FOLLOWED_S
         return Verdict.DONE
     if verb in ("kill", "requeue"):
         live.requeue = verb == "requeue"
         if not live.asked:
-            log.info("request job=%d verb=%s", entry.id, verb)
+            log.info("request job=%s verb=%s", entry.unit, verb)
             daemon.family.send(message | {"op": "kill", "reason": "cancelled", "grace_s": daemon.policy.grace_s})
             live.asked = True
         return Verdict.STAYS
-    log.info("request job=%d verb=%s", entry.id, verb)
+    log.info("request job=%s verb=%s", entry.unit, verb)
     match verb:
         case "signal":
             daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
@@ -154,6 +174,37 @@ def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
         case _:
             log.warning("request unknown verb=%r", verb)
     return Verdict.DONE
+
+
+def stop_chunk(daemon: "Daemon", of_array: chunk.Chunk, request: Request) -> Verdict:
+    """Kill or requeue a chunk of an array, or kill one of its tasks, which may run or be still to come."""
+    number, verb, live = request.get("task"), request["verb"], of_array.live
+    if number is not None and number != of_array.current:
+        if number in of_array.due:
+            deliver.write_unstarted(
+                daemon.spool,
+                array.task_entry(of_array.entry, number),
+                "cancelled",
+                "cancelled by its user",
+                daemon.node,
+            )
+            of_array.due.remove(number)
+        return Verdict.DONE
+    if number is None:
+        of_array.stop, of_array.why, live.requeue = verb, "cancelled by its user", verb == "requeue"
+    if of_array.current is not None and not live.asked:
+        unit, attempt = of_array.key
+        log.info("request job=%s verb=%s", unit, verb)
+        message = {
+            "op": "kill",
+            "id": unit,
+            "attempt": attempt,
+            "reason": "cancelled",
+            "grace_s": daemon.policy.grace_s,
+        }
+        daemon.family.send(message)
+        live.asked = True
+    return Verdict.DONE if number is not None and live.asked else Verdict.STAYS
 
 
 def sync_followed(daemon: "Daemon", now: float) -> None:
@@ -192,6 +243,8 @@ def edit(daemon: "Daemon", live: Live, request: Request, message: dict[str, Any]
 
 def rename(daemon: "Daemon", live: Live, **changes: Any) -> Verdict:
     """Show a change in the entry's name."""
+    if live.at.entry.chunk:  # between two tasks nothing but this record says that none runs
+        daemon.claims.add(fitting(live.at.entry.next(**changes)).name)
     answer, placed = daemon.spool.edit(live.at, **changes)
     if answer is Answer.WON:
         live.at = placed

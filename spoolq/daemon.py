@@ -16,16 +16,29 @@ import select
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolq import admission, claim, control, deliver, host, lessons, measure, recover, rerun, resources, service, ship
+from spoolq import (
+    admission,
+    chunk,
+    claim,
+    control,
+    host,
+    lessons,
+    measure,
+    outbox,
+    recover,
+    rerun,
+    resources,
+    service,
+)
 from spoolq.agenda import Agenda
 from spoolq.around import Around
 from spoolq.channel import Family, Gone
+from spoolq.chunk import Chunk
 from spoolq.claims import Claims
 from spoolq.config import NO_SETTINGS, Policy, Settings
 from spoolq.constraint import Labels, labels_of
 from spoolq.deliver import Finished
 from spoolq.dependents import Dependents
-from spoolq.descent import end_with_parents
 from spoolq.devices import Bench
 from spoolq.due import Due
 from spoolq.errors import TryAgain
@@ -86,7 +99,7 @@ class Daemon(Agenda):
         self.limits, self.labels = limits, labels_of(node, capacity, labels or {})
         self.wake, self.stopping, self.renewed = wake, False, False
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
-        self.sure = self.troubled = self.incomplete = False
+        self.sure = self.troubled = self.incomplete = self.freed = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
@@ -94,14 +107,15 @@ class Daemon(Agenda):
         self.scratch, self.gauge, self.notes = Scratch(state_dir), Gauge(policy.overload_s), lessons.Notes()
         self.device_files = dict(device_files or {})
         self.around = Around(spool.root, node, state_dir, settings)
-        self.live: dict[int, Live] = {}
+        self.live: dict[int | str, Live] = {}  # by what their entries are called: `entry.unit`
+        self.chunks: dict[int | str, Chunk] = {}  # those of them that are of arrays
+        self.task_ends: list[tuple[Chunk, Finished]] = []  # results of their tasks that are not recorded yet
         self.unsettled: list[tuple[Placed, Placed]] = []  # claims whose outcome nobody knows yet
-        self.ended: list[Finished] = []
-        self.candidates: list[Placed] = []
+        self.ended, self.candidates = list[Finished](), list[Placed]()
         self.claims = Claims(state_dir, host.boot_id())
         self.presence = Presence(spool, node, policy, state_dir)
         self.last_work = host.boottime()
-        self.retries: dict[tuple[int, int], float] = {}  # (id, gen) of what waits in held/ -> when it may go on
+        self.retries: dict[tuple[int | str, int], float] = {}  # (unit, gen) of what waits in held/ -> when it may go on
         self.peers, self.placement, self.dependents = Peers(self), Placement(self), Dependents(self)
         self.queue, self.begins, self.pending = Queue(self), Due(self), Pending(self)
         self.whys: dict[int, tuple[float, str]] = {}
@@ -166,9 +180,18 @@ class Daemon(Agenda):
             self.part("steps", self.around.step, self)
             self.dependents.soon(now)
         self.part("start", claim.start_jobs, self, now)
-        if self.ended and now >= self._due.get("deliver", 0.0) and not self.part("deliver", self.deliver_ended):
+        if self.chunks:
+            self.part("chunks", chunk.advance, self)
+        if (
+            (self.ended or self.task_ends)
+            and now >= self._due.get("deliver", 0.0)
+            and not self.part("deliver", self.deliver_ended)
+        ):
             self._due["deliver"] = now + self._retry_s
             self._retry_s = min(max(self._retry_s * 2, RETRY_S[0]), RETRY_S[1])
+        if self.freed:  # a chunk is through, and what it held is free
+            self.freed = False
+            self.part("start", claim.start_jobs, self, now)
         if self.due("control", now, 1.0):
             self.part("drain", self.presence.heed)
             self.part("control", control.obey, self)
@@ -233,7 +256,7 @@ class Daemon(Agenda):
         queue = self._due.get("queue", 0.0) if claim.has_room(self) else now + claim.IDLE_POLL_S
         queue = min(queue, now + 30.0)  # the watchdog wants to be fed
         nearest = min(queue, *map(self.due_at, ("control", "drop", "beat", "held", "begins")))
-        if self.ended:
+        if self.ended or self.task_ends:
             nearest = min(nearest, self._due.get("deliver", 0.0))
         if self.placement.matters and self._due.get("news", 0.0) > now:
             nearest = min(nearest, self._due["news"])
@@ -249,7 +272,15 @@ class Daemon(Agenda):
 
     def finished(self) -> bool:
         """Whether --once or --idle-exit says that it is over."""
-        if self.live or self.ended or self.unsettled or self.pending.items or self.retries or self.intake.unfinished:
+        if (
+            self.live
+            or self.ended
+            or self.task_ends
+            or self.unsettled
+            or self.pending.items
+            or self.retries
+            or self.intake.unfinished
+        ):
             return False
         idle = 0.0 if self.limits.once else self.limits.idle_exit_s
         over = idle is not None and self.looked and host.boottime() - self.last_work >= idle
@@ -292,8 +323,11 @@ class Daemon(Agenda):
             case _:
                 pass
 
-    def take_end(self, job_id: int, attempt: int, ended: dict[str, Any]) -> None:
+    def take_end(self, job_id: int | str, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        if isinstance(job_id, str):
+            chunk.take_end(self, job_id, attempt, ended)
+            return
         self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
@@ -313,8 +347,11 @@ class Daemon(Agenda):
         if not self.candidates:
             self._due["queue"] = 0.0
 
-    def take_refusal(self, job_id: int, attempt: int, why: str) -> None:
+    def take_refusal(self, job_id: int | str, attempt: int, why: str) -> None:
         """The runner did not start it (lease over, local disk full): the entry is given back, if it agrees."""
+        if isinstance(job_id, str):
+            chunk.take_refusal(self, job_id, attempt, why)
+            return
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt:
             return
@@ -325,8 +362,9 @@ class Daemon(Agenda):
 
     def drop_live(self, live: Live) -> None:
         """Forget a claim that did not start."""
-        self.live.pop(live.at.entry.id, None)
-        self.around.forget((live.at.entry.id, live.at.entry.attempt))
+        self.live.pop(live.at.entry.unit, None)
+        self.chunks.pop(live.at.entry.unit, None)
+        self.around.forget((live.at.entry.unit, live.at.entry.attempt))
         for fd in live.outputs:
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -338,28 +376,8 @@ class Daemon(Agenda):
 
     def deliver_ended(self) -> None:
         """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
-        end_with_parents(self)
-        ready, failed = ship.ship_all(self.spool, self.state_dir, self.ended)
-        try:
-            again, lost = (lambda item: rerun.requeue_ended(self, item)), (lambda: recover.note_lost(self))
-            deliver.deliver(self.spool, self.node, ready, again, lost)
-            if failed:
-                raise failed
-            self._retry_s = RETRY_S[0]
-        finally:
-            through = [item for item in self.ended if item.through]
-            self.ended = [item for item in self.ended if not item.through]
-            for item in through:
-                if self.policy.learn:
-                    self.notes.take(item)
-                entry = item.at.entry
-                word = "late" if item.late else "requeued" if item.requeue else item.ending
-                log.info("ended job=%d attempt=%d %s", entry.id, entry.attempt, word)
-                ship.forget(self.state_dir, (entry.id, entry.attempt))
-                self.around.through(item)
-                self.dependents.over.append(entry.id)
-            recover.note_lost(self)
-            self.family.send({"op": "forget", "jobs": [[i.at.entry.id, i.at.entry.attempt] for i in through]})
+        outbox.deliver_ended(self)
+        self._retry_s = RETRY_S[0]
 
     def publish(self, state: str) -> None:
         """node.json: what commands and people see of this node."""

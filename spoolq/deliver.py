@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import fsops, history, home, paths, result, stored
+from spoolq import fsops, history, home, paths, result, stored, tasks
 from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -112,7 +112,7 @@ def deliver(
     """
     for item in items:
         if not item.requeue:
-            _sync_outputs(item)
+            sync_outputs(item)
             prepare(item, node)
     if any(item.ended.get("reason") == OUTPUT_LOST for item in items):
         lost()  # before anything that a full spool can delay
@@ -132,7 +132,7 @@ def deliver(
     return [item for item in items if item.through]
 
 
-def _sync_outputs(item: Finished) -> None:
+def sync_outputs(item: Finished) -> None:
     """What the job wrote is durable before the job is done; the place where a full spool shows."""
     while item.outputs:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]  # closed once, also if close itself fails
@@ -216,6 +216,10 @@ def write_unstarted(spool: Spool, entry: Entry, ending: str, detail: str, writer
     job = read_job(spool, entry.id)
     ended = {"reason": ending, "detail": detail, "ended": time.time()}
     data, line = _texts(entry, ended, job, None)
+    if entry.chunk:
+        tasks.record(spool.root, entry, writer, [data])
+        spool.record(today(), writer, [line])
+        return
     spool.record(today(), writer, [line])
     home.publish_result(spool.root, entry.id, data, sync=True)  # no node would repair it after a power loss
 
@@ -241,6 +245,8 @@ def recorded_lines(spool: Spool, node: str, newest: int = 3) -> dict[tuple[int, 
             continue
         for record in records:
             key = (record["id"], record["attempt"])
+            if "task" in record:
+                continue
             if _gen(record) >= _gen(found.get(key, {})):
                 found[key] = record
     return found
@@ -293,7 +299,7 @@ def read_ending(spool: Spool, job_id: int) -> dict[str, Any] | None:
     if at is not None and at.top != "done":
         return None
     lines = (history.parse(spool.read_history(name)) for name in spool.history_files())
-    records = [record for some in lines for record in some if record["id"] == job_id]
+    records = [record for some in lines for record in some if record["id"] == job_id and "task" not in record]
     if at is not None:
         records = [record for record in records if record.get("gen") == at.entry.gen]
     if records:

@@ -140,13 +140,13 @@ class Bench:
         """Nothing is held or known to be busy."""
         self.kinds = kinds
         self.busy: dict[str, frozenset[str]] = {}
-        self.strays: dict[tuple[int, int], Held] = {}
+        self.strays: dict[tuple[int | str, int], Held] = {}
 
     def stock(self, held: Iterable[Held]) -> Stock:
         """What is free; `held`: what each job of this node holds."""
         return Stock(self.kinds, [*held, *self.strays.values()], self.busy)
 
-    def facts(self, held: Mapping[int, Held]) -> dict[str, Any]:
+    def facts(self, held: Mapping[int | str, Held]) -> dict[str, Any]:
         """
         For node.json: `devices`: kind -> id -> job -> thousandths. Nothing without devices.
 
@@ -280,19 +280,20 @@ def sound(said: object) -> dict[str, dict[str, int]]:
     return found
 
 
-def said(facts: Mapping[str, Any]) -> dict[int, dict[str, dict[str, int]]]:
+def said(facts: Mapping[str, Any]) -> dict[int | str, dict[str, dict[str, int]]]:
     """Who holds what by a node.json: the id of the job -> what it holds."""
-    found: dict[int, dict[str, dict[str, int]]] = {}
+    found: dict[int | str, dict[str, dict[str, int]]] = {}
     table = facts.get("devices")
     for name, ids in table.items() if isinstance(table, Mapping) else ():
         for number, jobs in sound(ids).items():
             for job_id, amount in jobs.items():
-                if job_id.isdecimal():
-                    found.setdefault(int(job_id), {}).setdefault(name, {})[number] = amount
+                if job_id.replace("_", "").replace("-", "").isdecimal():
+                    unit = int(job_id) if job_id.isdecimal() else job_id
+                    found.setdefault(unit, {}).setdefault(name, {})[number] = amount
     return found
 
 
-def stock_said(facts: Mapping[str, Any], present: Collection[int]) -> Stock | None:
+def stock_said(facts: Mapping[str, Any], present: Collection[int | str]) -> Stock | None:
     """What is free by a node.json, but for jobs that are not there any more; None if it tells no devices apart."""
     table, busy = facts.get("devices"), facts.get("busy")
     if not isinstance(table, Mapping) or not table:

@@ -13,6 +13,7 @@ Invariant: parse(format(e)) == e; a text that is not exactly a name is None, nev
 
 import contextlib
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, parse_amount, show_amount
@@ -34,7 +35,7 @@ _ENDING = re.compile(r"exit\d{1,3}|signal\d{1,3}|timeout|oom|cancelled|nodefail"
 # as many digits as `resources.parse_amount` reads
 _NUMBER_FACT = re.compile(r"([cmt])(\d{1,12}(?:\.\d{1,6})?)")
 _RESOURCE_FACT = re.compile(r"([a-z][a-z0-9_]{0,31})=(\d{1,12}(?:\.\d{1,6})?)")
-_CHUNK_FACT = re.compile(r"a\d+-\d+(?:-\d+)?")
+_CHUNK_FACT = re.compile(r"a\d{1,9}(?:-\d{1,9}){0,2}")
 LENDS = "L"  # the fact that a running job waits for jobs of its own and holds no cpus, see `lend`
 _PARENT_FACT = re.compile(r"P\d{1,12}")  # among `other`
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=@-]+")
@@ -57,8 +58,8 @@ class Entry(NamedTuple):
     `ending` is None until the job has ended, then `exit0`, `signal9`, `timeout`, `oom`, `cancelled`
     or `nodefail`. `held` is a key of HELD or empty. `more` says that the job file holds conditions
     (nodes, constraints) that the name does not. `aside`: its node suspended it, see `overload`.
-    `chunk` is an array chunk (`a1-100`) or empty.
-    `other` keeps facts of newer versions unchanged.
+    `chunk` is an array chunk (`a1-100`, or `a7`) or empty.
+    `other` keeps facts of newer versions unchanged, and those of arrays (see `array`).
     """
 
     rank: int
@@ -82,6 +83,11 @@ class Entry(NamedTuple):
     def priority(self) -> int:
         """Higher is sooner."""
         return MIDDLE_RANK - self.rank
+
+    @property
+    def unit(self) -> int | str:
+        """What it is called where entries are told apart: the id; of an array `42_1-100`, or `42_7` for one task."""
+        return f"{self.id}_{self.chunk[1:]}" if self.chunk else self.id
 
     @property
     def name(self) -> str:
@@ -227,12 +233,27 @@ def segment(rank: int, job_id: int) -> str:
 
 def segment_holds(name: str, job_id: int) -> bool:
     """Whether a segment's name covers an id, whatever the rank."""
-    return name[4:] == segment(MIDDLE_RANK, job_id)[4:]
+    return name[4:] in (segment(MIDDLE_RANK, job_id)[4:], f"{job_id:09d}a")
 
 
-def order(entry: Entry) -> tuple[int, int]:
-    """The key of the one order on all nodes: rank, then id."""
-    return (entry.rank, entry.id)
+def array_segment(entry: Entry) -> str:
+    """The segment that the entries of an array have for themselves, so that one rename brings all of them in."""
+    return f"{entry.rank:03d}.{entry.id:09d}a"
+
+
+def together(names: Iterable[str]) -> list[list[str]]:
+    """Segments in order, those that have to be read together: a common one, and those of arrays of its ids."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        number = name[4:-1]
+        of_array = name[-1:] == "a" and number.isdigit()
+        found.setdefault(segment(int(name[:3]), int(number)) if of_array else name, []).append(name)
+    return [found[name] for name in sorted(found)]
+
+
+def order(entry: Entry) -> tuple[int, int, int]:
+    """The key of the one order on all nodes: rank, then id, then the place in its array."""
+    return (entry.rank, entry.id, int(entry.chunk[1:].partition("-")[0]) if entry.chunk else 0)
 
 
 def asked(entry: Entry) -> tuple[float, int]:

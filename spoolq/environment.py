@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from spoolq import array
 from spoolq.entry import MIDDLE_RANK, Entry
 from spoolq.errors import UsageError
 from spoolq.job import Job, home_of
@@ -49,8 +50,9 @@ THREADS = (
 
 _OWN_NAMES = """
     SPOOLQ_JOB_ID SPOOLQ_JOB_NAME SPOOLQ_JOB_DIR SPOOLQ_SUBMIT_HOST SPOOLQ_SUBMIT_USER SPOOLQ_NODE SPOOLQ_CPUS
-    SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR SPOOLQ_SCRATCH TMPDIR PWD
-    SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY
+    SPOOLQ_ARRAY_JOB_ID SPOOLQ_ARRAY_TASK_ID SPOOLQ_ARRAY_TASK_COUNT SPOOLQ_ARRAY_TASK_MIN SPOOLQ_ARRAY_TASK_MAX
+    SPOOLQ_ARRAY_TASK_STEP SPOOLQ_MEM_MB SPOOLQ_TIME_LIMIT SPOOLQ_ATTEMPT SPOOLQ_SPOOL SPOOLQ_DIR SPOOLQ_SCRATCH
+    SPOOLQ_PRIORITY SPOOLQ_PARENT SPOOLQ_DEPENDENCY TMPDIR PWD
 """
 _OWN = frozenset(_OWN_NAMES.split())
 _OWN_STARTS = ("SPOOLQ_GRES_", "SPOOLQ_DEVICES_")
@@ -183,7 +185,7 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
     cpus, mem = wants.get(CPUS, UNIT), wants.get(MEM, 0)
     env = [
         *common.lines,
-        f"SPOOLQ_JOB_ID={entry.id}",
+        f"SPOOLQ_JOB_ID={entry.unit}",
         f"SPOOLQ_JOB_NAME={job.name}",
         f"SPOOLQ_JOB_DIR={spool}/{home_of(entry.id)}",
         f"SPOOLQ_SUBMIT_HOST={job.submit_host}",
@@ -198,6 +200,11 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
         f"SPOOLQ_SCRATCH={tmpdir}",
         f"PWD={job.chdir}",
     ]
+    if entry.chunk and job.array:
+        spec = array.parse(job.array)
+        env += [f"SPOOLQ_ARRAY_JOB_ID={entry.id}", f"SPOOLQ_ARRAY_TASK_ID={array.bounds(entry.chunk)[0]}"]
+        env += [f"SPOOLQ_ARRAY_TASK_COUNT={spec.size}", f"SPOOLQ_ARRAY_TASK_STEP={spec.step}"]
+        env += [f"SPOOLQ_ARRAY_TASK_MIN={spec.low}", f"SPOOLQ_ARRAY_TASK_MAX={spec.high}"]
     if not common.submit_dir:
         env.append(f"{SUBMIT_DIR}={job.chdir}")
     if entry.limit_s is not None:

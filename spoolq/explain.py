@@ -74,17 +74,18 @@ def _why_ended(scene: Scene, placed: Placed) -> list[str]:
     result = deliver.read_ending(scene.spool, entry.id) or {}
     where = f" on {result['node']}" if result.get("node") else ""
     when = f" at {result['ended']}" if result.get("ended") else ""
-    lines = [f"job {entry.id} ended{where}{when}: {placed.state.name}, {_ended_because(placed, result)}."]
+    lines = [f"job {entry.unit} ended{where}{when}: {placed.state.name}, {ended_because(placed, result)}."]
     if result.get("reason"):
         lines.append(f"  reason: {result['reason']}")
     if not result:
         lines.append("  Its result is gone; only its name still says how it ended.")
     if placed.state in (State.FAILED, State.TIMEOUT, State.OUT_OF_MEMORY) and result.get("node"):
-        lines.append(f"  What it wrote: spoolq out {entry.id} (-e: its stderr). Again: spoolq requeue {entry.id}")
+        lines.append(f"  What it wrote: spoolq out {entry.unit} (-e: its stderr). Again: spoolq requeue {entry.unit}")
     return lines
 
 
-def _ended_because(placed: Placed, result: dict[str, Any]) -> str:
+def ended_because(placed: Placed, result: dict[str, Any]) -> str:
+    """How it ended, in words."""
     entry, ending = placed.entry, placed.entry.ending or ""
     limit = resources.show_seconds(entry.limit_s)
     memory = resources.show_mb(entry.wants.get(MEM, 0))
@@ -103,10 +104,12 @@ def _ended_because(placed: Placed, result: dict[str, Any]) -> str:
         return f"its command was killed by signal {number}{show.signal_name(number)}"
     match placed.state:
         case State.TIMEOUT:
-            return f"it was still running at its time limit of {limit} (edit {entry.id} time=...; requeue {entry.id})"
+            return (
+                f"it was still running at its time limit of {limit} (edit {entry.unit} time=...; requeue {entry.unit})"
+            )
         case State.OUT_OF_MEMORY:
             used = f"; it used {show.memory_used(result)}" if result.get("max_rss_kb") else ""
-            return f"it took more memory than its {memory}{used} (requeue {entry.id}; edit {entry.id} mem=...)"
+            return f"it took more memory than its {memory}{used} (requeue {entry.unit}; edit {entry.unit} mem=...)"
         case State.CANCELLED:
             return "it was cancelled"
         case _:
@@ -115,16 +118,16 @@ def _ended_because(placed: Placed, result: dict[str, Any]) -> str:
 
 def _why_running(scene: Scene, placed: Placed) -> list[str]:
     entry, node = placed.entry, scene.node(placed.node)
-    since = look.running_since(scene.spool, [placed]).get(entry.id)
+    since = look.running_since(scene.spool, [placed]).get(entry.unit)
     ran = f" for {resources.show_seconds(since)}" if since is not None else ""
     limit = "no time limit" if entry.limit_s is None else f"time limit {resources.show_seconds(entry.limit_s)}"
     if entry.aside:
         text = "while others take the cpus of its node (overload_suspend); it goes on when they are there again"
-        lines = [f"job {entry.id} steps aside on {placed.node} {text}, or after: spoolq resume {entry.id}"]
+        lines = [f"job {entry.unit} steps aside on {placed.node} {text}, or after: spoolq resume {entry.unit}"]
     elif placed.state is State.SUSPENDED:
-        lines = [f"job {entry.id} is suspended on {placed.node}; it goes on after: spoolq resume {entry.id}"]
+        lines = [f"job {entry.unit} is suspended on {placed.node}; it goes on after: spoolq resume {entry.unit}"]
     else:
-        lines = [f"job {entry.id} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
+        lines = [f"job {entry.unit} runs on {placed.node}{ran} (attempt {entry.attempt}, {limit})."]
     if lent := outlook.lends(node, entry):
         lines.append(f"  It waits for jobs of its own, and lends {resources.show(lent)} meanwhile.")
     if node.declared:
@@ -141,16 +144,16 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
 def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
     entry = placed.entry
     reason = scene.outlook.reason(placed)
-    lines = [f"job {entry.id} waits: {reason}"]
+    lines = [f"job {entry.unit} waits: {reason}"]
     if entry.attempt > 1:
-        lines.append(f"  It is attempt {entry.attempt}; see spoolq show {entry.id}.")
+        lines.append(f"  It is attempt {entry.attempt}; see spoolq show {entry.unit}.")
     if placed.top == "held":
         how = {
-            "HU": f"spoolq release {entry.id}",
+            "HU": f"spoolq release {entry.unit}",
             "HA": "an operator's spoolq release",
-            "HB": f"that time, or spoolq release {entry.id}",
-            "HR": f"time, or spoolq release {entry.id}",
-            "HD": f"its parents, or spoolq edit {entry.id} depend=none",
+            "HB": f"that time, or spoolq release {entry.unit}",
+            "HR": f"time, or spoolq release {entry.unit}",
+            "HD": f"its parents, or spoolq edit {entry.unit} depend=none",
         }
         lines += [f"  {line}" for line in parent_lines(scene, entry.id)]
         return [*lines, f"  It goes on after: {how.get(entry.held, 'what it waits for')}"]
@@ -166,7 +169,7 @@ def _why_waiting(scene: Scene, placed: Placed) -> list[str]:
     terms = outlook.conditions_of(scene.spool, entry.id) if entry.more else ANYWHERE
     if impossible := scene.outlook.impossible(entry.wants, terms or ANYWHERE):
         lines.append(f"  No node ever seen here could run it: {impossible}")
-        lines.append(f"  Ask for less: spoolq edit {entry.id} {_example(entry.wants)}")
+        lines.append(f"  Ask for less: spoolq edit {entry.unit} {_example(entry.wants)}")
     lines += [f"  {line}" for line in _per_node(scene, placed)]
     return lines
 

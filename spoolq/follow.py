@@ -81,6 +81,8 @@ def run(argv: Sequence[str]) -> int:
     if request.up_to_date(asked.job, request.current_directory()):
         submit.say_fresh(", ".join(asked.job.targets))
         return 0
+    if asked.job.array:
+        raise UsageError("run: shows one job; for an array: spoolq sub --array ... --wait")
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()

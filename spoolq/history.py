@@ -65,18 +65,24 @@ def parse(data: bytes) -> list[Record]:
 
 def unique(records: Iterable[Record]) -> list[Record]:
     """
-    One record for each (id, attempt), in order of id and attempt.
+    One record for each id, task and attempt, in this order.
 
     Of two that differ the one that ended later stays: a node given up for lost may report after
     all, and then the later word is that of the node that decided.
     """
-    best: dict[tuple[int, int], Record] = {}
+    best: dict[tuple[int, int, int], Record] = {}
     for record in records:
-        key = (record["id"], record["attempt"])
+        key = (record["id"], task_of(record), record["attempt"])
         known = best.get(key)
         if known is None or _rank(record) > _rank(known):
             best[key] = record
     return [best[key] for key in sorted(best)]
+
+
+def task_of(record: Record) -> int:
+    """The number of the task in its array; -1 for what is no task."""
+    number = record.get("task")
+    return number if type(number) is int else -1
 
 
 def _rank(record: Record) -> tuple[str, str]:
@@ -141,13 +147,13 @@ def efficiency(record: Record) -> tuple[float | None, float | None]:
 
 def summarise(records: Iterable[Record]) -> Summary:
     """Counts, hours and efficiencies of records that are `unique`."""
-    jobs: set[int] = set()
+    jobs: set[tuple[int, int]] = set()
     states: dict[str, int] = {}
     attempts, wall, cpu, held, peak = 0, 0.0, 0.0, 0.0, None
     both, held_both, mem, mem_held = 0.0, 0.0, 0.0, 0.0
     for record in records:
         attempts += 1
-        jobs.add(record["id"])
+        jobs.add((record["id"], task_of(record)))
         state = _text(record, "state") or "?"
         states[state] = states.get(state, 0) + 1
         seconds, used, reserved = _number(record, "wall_s") or 0.0, _cpu_s(record), _held_cpu_s(record) or 0.0

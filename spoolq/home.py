@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 from spoolq import fsops
-from spoolq.entry import HOMES
+from spoolq.entry import HOMES, Entry
 from spoolq.errors import JobFileError, TryAgain
 
 JOB_LIMIT = 64 << 10  # bytes of a job file
@@ -271,7 +271,19 @@ def read_whys(root: str, job_id: int) -> dict[str, str]:
     return lines
 
 
-def output_path(root: str, job_id: int, pattern: str | None, stream: str, fill_in: dict[str, str], chdir: str) -> str:
+def fill_in(entry: Entry, name: str, user: str) -> dict[str, str]:
+    """`%j %A %a %x %u %r` without the percent sign -> text; `%N`, the node, is known to whoever opens the file."""
+    task = entry.chunk[1:]
+    names = {"j": str(entry.unit), "A": str(entry.id), "a": task, "x": name, "u": user}
+    return names | {"r": str(entry.attempt)}
+
+
+def tells_tasks(pattern: str) -> bool:
+    """Whether each task of an array has a file of its own by an output pattern."""
+    return bool({"a", "j"} & set(_split_pattern(pattern)[1::2]))
+
+
+def output_path(root: str, entry: Entry, pattern: str | None, stream: str, fill_in: dict[str, str], chdir: str) -> str:
     """
     Where a stream of a job goes.
 
@@ -281,7 +293,9 @@ def output_path(root: str, job_id: int, pattern: str | None, stream: str, fill_i
         fill_in: `%j %A %a %x %u %N %r` without the percent sign -> text.
     """
     if pattern is None:
-        return f"{path_of(root, job_id)}/{stream}"
+        task = entry.chunk[1:]
+        name = f"out/{int(task) // HOMES}/{task}.{stream}" if task.isdigit() else stream
+        return f"{path_of(root, entry.id)}/{name}"
     text = "".join(
         part if i % 2 == 0 else "%" if part == "%" else fill_in.get(part, "%" + part)
         for i, part in enumerate(_split_pattern(pattern))

@@ -287,6 +287,8 @@ class Intake:
             job = job._replace(depend=parents.resolve(self.spool, job.depend))
         if job.begin:
             job = job._replace(begin=begin.resolved(job.begin, time.time()))
+        if job.array:  # its one file can become one entry only
+            raise JobFileError("is an array: submit it with `spoolq sub`", file=name)
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

@@ -50,6 +50,8 @@ class Job(NamedTuple):
         inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
         stage_in, stage_out: `SRC[:DST]`, copied to and from the node's own disk (see `staging`).
         policy: what rules and profiles changed, a note each, for people.
+        array: which tasks it has (see `array`), or empty.
+        max_fails: when so many of them have failed no more are started; 0: whatever happens.
         export: what was exported, as the user wrote it (for people; the values are in the env file).
     """
 
@@ -83,6 +85,8 @@ class Job(NamedTuple):
     kill_on_invalid_dep: str = "yes"
     unique: str = ""
     parent: str = ""
+    array: str = ""
+    max_fails: int = 0
     export: str = "all"
     inputs: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()

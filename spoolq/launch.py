@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored
+from spoolq import devices, elbow, environment, fsops, home, host, paths, script, ship, stored, tasks
 from spoolq.config import Policy
 from spoolq.devices import Held, Kinds
 from spoolq.entry import Entry
@@ -28,6 +28,10 @@ from spoolq.ship import Target
 from spoolq.spool import Spool
 from spoolq.values import parse_warning
 
+# the spool or the machine is short of something: the job waits, here or for another node
+NOT_THE_JOBS_FAULT = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE)
+)
 REMEMBER = 256  # prepared jobs kept; a waiting job's files do not change
 NO_KINDS: Kinds = MappingProxyType({})
 LOOK_AGAIN_S = 10.0  # a directory or program that was missing may have come
@@ -143,23 +147,32 @@ class Launcher:
             raise
 
     def _open(self, entry: Entry, job: Job, *, again: bool) -> list[Target]:
-        names = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user}
-        names |= {"N": self.node, "r": str(entry.attempt)}
+        names = home.fill_in(entry, job.name, job.user) | {"N": self.node}
         opened: list[Target] = []
         for stream, pattern in (("stdout", job.output), ("stderr", job.error)):
             if opened and job.output is not None and pattern in (None, job.output):
                 break  # one file for both
-            path = home.output_path(self.spool.root, entry.id, pattern, stream, names, job.chdir)
+            path = home.output_path(self.spool.root, entry, pattern, stream, names, job.chdir)
+            shared = entry.chunk and pattern is not None and not home.tells_tasks(pattern)  # all tasks write into it
             try:
-                fd = fsops.open_output(path, append_to=again)
+                fd = self._open_one(path, append_to=again or bool(shared), make=bool(entry.chunk and pattern is None))
             except OSError:
                 for target in opened:
                     fsops.close(target.fd)
                 raise
             opened.append(Target(stream, path, pattern is None, fd))
-            if pattern is not None:
+            if pattern is not None and not entry.chunk:
                 self._leave_link(entry.id, stream, path)
         return opened
+
+    def _open_one(self, path: str, *, append_to: bool, make: bool) -> int:
+        try:
+            return fsops.open_output(path, append_to=append_to)
+        except FileNotFoundError:
+            if not make:
+                raise
+        tasks.make_room(path)
+        return fsops.open_output(path, append_to=append_to)
 
     def _leave_link(self, job_id: int, stream: str, path: str) -> None:
         with contextlib.suppress(OSError):
@@ -176,7 +189,7 @@ class Launcher:
         program = self._program(argv[0], job.chdir, ready.search)
         message = ({"devices": held} if held else {}) | {
             "op": "start",
-            "id": entry.id,
+            "id": entry.unit,
             "attempt": entry.attempt,
             "gen": entry.gen,
             "argv": argv,
@@ -188,7 +201,7 @@ class Launcher:
             "grace_s": policy.grace_s,
             "rerun": entry.rerun,
             "scratch": scratch,
-            "cgroup": f"{self.groups}/{self.node}-{entry.id}.{entry.attempt}" if self.groups else "",
+            "cgroup": f"{self.groups}/{self.node}-{entry.unit}.{entry.attempt}" if self.groups else "",
             **elbow.enforced(entry, job, policy)._asdict(),
         }
         if job.signal:

@@ -71,7 +71,7 @@ def given(lives: Iterable[Live]) -> dict[str, Amounts]:
     for live in lives:
         if live.lends:
             wants, holds = live.at.entry.wants, live.holds
-            found[str(live.at.entry.id)] = {
+            found[str(live.at.entry.unit)] = {
                 name: wants[name] - holds[name] for name in wants if wants[name] > holds[name]
             }
     return found

@@ -9,11 +9,12 @@ Invariant: changes nothing.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spoolq import arguments, outlook, report, roster, selector
+from spoolq import arguments, array, outlook, report, roster, selector
 from spoolq.arguments import Command, Flag
+from spoolq.entry import order
 from spoolq.report import JobRow, NodeRow
 from spoolq.resources import UNIT, Amounts
 from spoolq.roster import Seen
@@ -23,6 +24,7 @@ from spoolq.state import ENDED, State
 
 NEWEST = 50  # finished jobs that are shown if nothing else is said
 ON_TERMINAL = 200  # waiting jobs that a terminal is shown; everything goes into a pipe
+MOST_RANGES = 4  # of an array in one line
 MOST_SINCE = 500  # running jobs whose time is looked up
 
 STAT = Command(
@@ -70,6 +72,10 @@ def stat(argv: list[str]) -> int:
         for message in chosen.missing:
             arguments.complain(message)
         jobs, code = chosen.jobs, 1 if chosen.missing else 0
+        if chosen.tasks:
+            from spoolq import overview
+
+            return overview.stat(spool, chosen, as_json="json" in given.values) or code
     else:
         jobs = [placed for placed in live if filters.passes(placed)] if filters else live
         if given.has("all") or filters.states & ENDED:
@@ -108,7 +114,7 @@ def newest_done(spool: Spool, filters: Filter, most: int) -> list[Placed]:
     return found[:most]
 
 
-def running_since(spool: Spool, jobs: Sequence[Placed]) -> dict[int, float]:
+def running_since(spool: Spool, jobs: Sequence[Placed]) -> dict[int | str, float]:
     """
     Job -> for how many seconds it has been running.
 
@@ -119,45 +125,72 @@ def running_since(spool: Spool, jobs: Sequence[Placed]) -> dict[int, float]:
     now = roster.server_time(spool) if running else None
     if now is None:
         return {}
-    since = {}
+    since: dict[int | str, float] = {}
     for placed in running:
         try:
             changed = os.lstat(f"{spool.root}/{placed.path}").st_ctime
         except OSError:
             continue  # moved on meanwhile
-        since[placed.entry.id] = max(0.0, now - changed)
+        since[placed.entry.unit] = max(0.0, now - changed)
     return since
 
 
-def row_of(placed: Placed, view: outlook.Outlook, since: dict[int, float]) -> JobRow:
-    """One job as it is shown; only of a waiting one it is asked why."""
+def row_of(placed: Placed, view: outlook.Outlook, since: dict[int | str, float], part: str = "") -> JobRow:
+    """One job, or the part of an array that it stands for; only of a waiting one it is asked why."""
     waits = placed.top in ("queue", "held")
     return JobRow(
         entry=placed.entry,
         state=placed.state,
         node=placed.node,
         reason=view.reason(placed) if waits else None,
-        elapsed_s=since.get(placed.entry.id),
+        elapsed_s=since.get(placed.entry.unit),
+        part=part,
     )
 
 
-def as_json(placed: Placed, view: outlook.Outlook, since: dict[int, float]) -> dict[str, Any]:
+def as_json(placed: Placed, view: outlook.Outlook, since: dict[int | str, float]) -> dict[str, Any]:
     """One job for programs."""
     return {**report.job_json(row_of(placed, view, since)), "place": placed.path}
 
 
-def show_jobs(jobs: Sequence[Placed], view: outlook.Outlook, since: dict[int, float], limit: int) -> None:
+def show_jobs(jobs: Sequence[Placed], view: outlook.Outlook, since: dict[int | str, float], limit: int) -> None:
     """The table; of the waiting jobs those that start first."""
-    rest = [placed for placed in jobs if placed.top not in ("queue", "held")]
-    waiting = [placed for placed in jobs if placed.top in ("queue", "held")]
+    rest = alike(placed for placed in jobs if placed.top not in ("queue", "held"))
+    waiting = alike(placed for placed in jobs if placed.top in ("queue", "held"))
     if len(waiting) > limit:
-        waiting.sort(key=lambda placed: (placed.top == "held", placed.entry.rank, placed.entry.id))
-    rows = [row_of(placed, view, since) for placed in (*rest, *waiting[:limit])]
+        waiting.sort(key=lambda some: (some[0].top == "held", *order(some[0].entry)))
+    rows = [row_of(some[0], view, since, part_of(some)) for some in (*rest, *waiting[:limit])]
     if rows:
         width, colour = arguments.style()
         sys.stdout.write("\n".join(report.job_lines(rows, width, colour=colour)) + "\n")
     if len(waiting) > limit:
         arguments.talk(f"... and {len(waiting) - limit} more that wait (-n all shows them)")
+
+
+def alike(jobs: Iterable[Placed]) -> list[list[Placed]]:
+    """Jobs, and together those chunks of an array of which there is nothing different to say."""
+    found: dict[object, list[Placed]] = {}
+    for placed in jobs:
+        entry = placed.entry
+        key = (entry.id, placed.place, placed.state, entry.held, *entry.wants.items(), entry.limit_s)
+        if entry.chunk:  # those that came back from a node lie in another segment
+            key = (entry.id, placed.top, placed.node, *key[2:])
+        found.setdefault(key if entry.chunk else entry.id, []).append(placed)
+    return list(found.values())
+
+
+def part_of(some: Sequence[Placed]) -> str:
+    """`1-20,25`: which tasks some chunks of an array are; empty for one entry."""
+    if len(some) == 1:
+        return ""
+    found: list[list[int]] = []
+    for low, high in sorted(array.bounds(placed.entry.chunk) for placed in some):
+        if found and low == found[-1][1] + 1:
+            found[-1][1] = high
+        else:
+            found.append([low, high])
+    words = [f"{low}-{high}" if high > low else str(low) for low, high in found[:MOST_RANGES]]
+    return ",".join(words) + (",..." if len(found) > MOST_RANGES else "")
 
 
 def summary(live: Sequence[Placed], nodes: Sequence[Seen]) -> str:

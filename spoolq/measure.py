@@ -13,7 +13,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from spoolq import busy, control, host, overload
+from spoolq import busy, chunk, control, host, overload
 from spoolq.control import Verdict
 from spoolq.live import Live
 from spoolq.overload import Holder, Hysteresis, Step
@@ -61,8 +61,9 @@ def take(daemon: "Daemon", message: dict[str, Any]) -> None:
     times, jobs = os.times(), message["jobs"]
     daemon.gauge.meter.sample(message["cpu_s"] + times.user + times.system, sum(u["rss_mb"] for u in jobs.values()))
     for key, used in jobs.items():
-        live = daemon.live.get(int(key.partition(".")[0]))
-        if live:
+        unit, _, attempt = key.rpartition(".")
+        of_array = chunk.of_run(daemon, unit, int(attempt))
+        if live := of_array.live if of_array else daemon.live.get(int(unit) if unit.isdigit() else unit):
             live.rss_mb = int(used["rss_mb"])
             live.peak_mb = max(live.peak_mb, live.rss_mb)
     relieve(daemon, host.boottime())
@@ -73,7 +74,7 @@ def relieve(daemon: "Daemon", now: float) -> None:
     aside = [live for live in daemon.live.values() if live.at.entry.aside]
     if not daemon.policy.overload_suspend:
         for live in aside:  # the site has turned it off since
-            carry_out(daemon, live, Step("resume", live.at.entry.id), "overload_suspend is off")
+            carry_out(daemon, live, Step("resume", live.at.entry.unit), "overload_suspend is off")
         return
     meter = daemon.gauge.meter
     if meter.foreign_cpus is None:
@@ -90,7 +91,7 @@ def relieve(daemon: "Daemon", now: float) -> None:
 def holder(live: Live) -> Holder:
     """A job as `overload` sees it."""
     entry = live.at.entry
-    return Holder(entry.id, entry.rank, live.holds.get(CPUS, 0), entry.suspended, entry.aside)
+    return Holder(entry.unit, entry.rank, live.holds.get(CPUS, 0), entry.suspended, entry.aside)
 
 
 def carry_out(daemon: "Daemon", live: Live, step: Step, why: str) -> None:
@@ -101,14 +102,15 @@ def carry_out(daemon: "Daemon", live: Live, step: Step, why: str) -> None:
     and a daemon that comes after this one makes the runner agree with the name.
     """
     entry, stop = live.at.entry, step.verb == "suspend"
-    message = {"op": step.verb, "id": entry.id, "attempt": entry.attempt}
+    of_array = daemon.chunks.get(entry.unit)
+    message = {"op": step.verb, "id": of_array.key[0] if of_array else entry.id, "attempt": entry.attempt}
     try:
         verdict = control.rename(daemon, live, suspended=stop, aside=stop)
     except OSError as error:
         daemon.trouble("overload", error)
         return
     if verdict is Verdict.DONE and live.at.entry.suspended == stop:
-        log.info("overload %s job=%d: %s", step.verb, entry.id, why)
+        log.info("overload %s job=%s: %s", step.verb, entry.unit, why)
         daemon.family.send(message)
 
 

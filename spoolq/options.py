@@ -23,6 +23,7 @@ Pairs = Iterable[tuple[Any, ...]]  # (name, value, ...): what Pair is
 _RANGE = (MIN_PRIORITY, MAX_PRIORITY)
 GPU = "gpu"
 _NAME_REST = 65  # bytes of an entry name beside facts and label: rank, id, gen, attempt, what is added later
+_ARRAY_FACTS = 45  # bytes: the chunk, the limit, since which attempt what runs again (see `array`)
 _DECLARED = {"limit_s": {"time"}, "rerun": {"rerun"}}  # what a policy must not replace
 JOB, REQUEST, COMMAND_LINE = "job", "request", "command line"
 
@@ -94,6 +95,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("requeue", "", "", v.flag({"rerun": "yes"}), "the same as --rerun yes", kind="flag"),
     Option("no-requeue", "", "", v.flag({"rerun": "never"}), "the same as --rerun never", kind="flag"),
     Option("retries", "r", "N", v.whole("retries", 0, 1000), "if it fails: again, up to N times", "0", kind="number"),
+    Option("array", "a", "TASKS", v.array, "tasks 1-9:2 or 1,3,7-20 of one job; %3: at most 3 of them at once"),
+    Option("max-fails", "", "N", v.whole("max-fails", 0, 10**6), "start no more when N failed", "0", kind="number"),
     Option("detach", "", "", v.flag({"parent": "none"}), "submitted in a job: do not end with it", kind="flag"),
     Option("in", "", "FILE,..", v.files("in", "inputs"), "what it is made from", kind="list", gathers=True),
     Option("out", "", "FILE,..", v.files("out", "targets"), "what it makes; if it fails, FILE.failed", kind="list",
@@ -175,7 +178,7 @@ def to_job(pairs: Pairs, command: Sequence[str] = (), base: Mapping[str, Any] | 
     if job.retry_mem and not job.retries:
         raise UsageError(f"retry-mem: no retry could ask for more (remedy: -r 3 --retry-mem {job.retry_mem})")
     entry = job.entry(1)
-    size = len(format_facts(entry)) + len(entry.label)
+    size = len(format_facts(entry)) + len(entry.label) + (_ARRAY_FACTS if job.array else 0)
     if size > MAX_NAME - _NAME_REST:
         raise UsageError(f"gres: {size - MAX_NAME + _NAME_REST} bytes too many (fewer kinds, or a shorter --name)")
     return job

@@ -12,11 +12,12 @@ import contextlib
 import re
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from spoolq import begin, constraint, devices, pools, roster, schedule
+from spoolq import array, begin, constraint, devices, pools, roster, schedule
 from spoolq.entry import Entry
 from spoolq.errors import SpoolqError
 from spoolq.reason import Reason, overall, parse_reason
@@ -42,7 +43,7 @@ def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] 
     last beat; what it said that others use beside its jobs still counts.
     """
     capacity = node.amounts("capacity")
-    held = {placed.entry.id: holds(node, placed.entry) for placed in running}
+    held = {placed.entry.unit: holds(node, placed.entry) for placed in running}
     shared = node.facts.get("pools")
     size = {name: capacity[name] for name in shared if name in capacity} if isinstance(shared, list) else {}
     using = pools.holders((placed.entry for placed in everywhere), size)
@@ -52,7 +53,9 @@ def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] 
     }
     for name in size:
         foreign[name] = max(0, pools.taken(using.values(), size)[name] - add(*held.values()).get(name, 0))
-    others = {e.id: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()}
+    others: dict[int | str, Amounts] = {
+        e.unit: {name: e.wants[name] for name in size if name in e.wants} for e in using.values()
+    }
     return NodeView(
         name=node.name,
         capacity=capacity,
@@ -123,6 +126,7 @@ class Outlook:
         """Nothing is asked yet."""
         self.spool, self.nodes = spool, nodes
         self.views = views(nodes, live)
+        self._running = Counter(placed.entry.id for placed in live if placed.top == "running" and placed.entry.chunk)
         self._live = live
         self._known: dict[tuple[object, ...], Reason] = {}
         self._files = 0
@@ -158,6 +162,8 @@ class Outlook:
     def _by_names(self, placed: Placed) -> Reason:
         entry = placed.entry
         terms: Conditions | None = ANYWHERE
+        if entry.chunk and (full := self._full(entry)):
+            return full
         if entry.more and self._files < MOST_FILES:
             self._files += 1
             terms = conditions_of(self.spool, entry.id)
@@ -175,6 +181,14 @@ class Outlook:
         if known is None:
             known = self._known[key] = self._ask(entry, terms)
         return known
+
+    def _full(self, entry: Entry) -> Reason | None:
+        """That as many tasks of its array run as may."""
+        limit = array.limit_of(entry)
+        runs = self._running[entry.id] if limit and not entry.held else 0
+        if not limit or runs < limit:
+            return None
+        return Reason("ArrayTaskLimit", f"{runs} tasks of job {entry.id} run, and no more than {limit} may (%{limit})")
 
     def _ask(self, entry: Entry, terms: Conditions | None) -> Reason:
         if entry.held == begin.HELD and (when := begin.begins(entry)) is not None:

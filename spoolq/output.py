@@ -6,9 +6,10 @@ Invariant: looks only; whatever happens to it happens to no job.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
-from spoolq import arguments, awaiting, home, patience, stored, where
+from spoolq import arguments, array, awaiting, home, patience, selector, stored, tally, where
 from spoolq.arguments import Command, Flag
 from spoolq.errors import SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
@@ -24,9 +25,9 @@ OUT = Command(
         Flag("lines", "n", "N", "begin with the last N lines"),
     ),
     "job",
-    "JOB: 42, last (your newest), @name\n\n"
+    "JOB: 42, 42_7 of an array, last (your newest), @name\n\n"
     "Examples:\n  spoolq out 42\n  spoolq out -f last\n  spoolq out -e -n 20 @align\n\n"
-    "Plain files: cat SPOOL/jobs/0/42/stdout",
+    "Plain files: cat SPOOL/jobs/0/42/stdout; of task 7 of an array cat SPOOL/jobs/0/42/out/0/7.stdout",
 )
 
 
@@ -39,16 +40,80 @@ def out(argv: Sequence[str]) -> int:
         raise UsageError("out: of which job? (examples: 42, last, @name)")
     spool = where.find(given.last("spool")).spool
     ids = awaiting.ids_of(spool, given.words)
+    ids = tasks_of(spool, ids)
     if len(ids) != 1 and given.has("follow"):
-        raise UsageError("out: -f follows one job at a time")
+        raise UsageError("out: -f follows one job, or one task of an array (42_7), at a time")
     name = "stderr" if given.has("stderr") else "stdout"
     lines = given.count("lines", -1)
     sys.stdout.flush()
     if given.has("follow"):
-        return _follow(spool, ids[0], name, lines)
-    for job_id in ids:
-        _print(spool, job_id, name, lines)
+        return (_follow if isinstance(ids[0], int) else _follow_task)(spool, ids[0], name, lines)
+    for unit in ids:
+        if isinstance(unit, int):
+            _print(spool, unit, name, lines)
+        else:
+            _print_task(spool, unit, name, lines)
     return 0
+
+
+def tasks_of(spool: Spool, ids: Sequence[awaiting.Unit]) -> list[awaiting.Unit]:
+    """The same, with the tasks of each array in its place."""
+    found: list[awaiting.Unit] = []
+    for unit in ids:
+        spec = tally.spec_of(spool, unit) if isinstance(unit, int) else None
+        found += [f"{unit}_{number}" for some in spec.ranges for number in some] if spec else [unit]
+    return found
+
+
+def _stream_of(spool: Spool, unit: str, name: str) -> Stream | None:
+    """The output of a task; None while nobody can say where it is."""
+    job_id, number = awaiting.id_of(unit), int(unit.partition("_")[2])
+    known = tally.Tally(spool, job_id, selector.Finder(spool).by_id(job_id))
+    placed, line = known.chunk_of(number), known.known.get(number)
+    if placed is None or (line is None and placed.top in ("queue", "held")):
+        return None
+    entry = array.task_entry(placed.entry, number)
+    if line is not None:
+        entry = entry._replace(attempt=line["attempt"])
+    pattern = known.job.output if known.job and (name == "stdout" or known.job.error is None) else None
+    pattern = known.job.error if known.job and name == "stderr" and known.job.error is not None else pattern
+    names = home.fill_in(entry, known.job.name, known.job.user) if known.job else {}
+    names["N"] = str(line.get("node") or "") if line else placed.node
+    stream = Stream(spool, job_id, name, STDOUT)
+    chdir = known.job.chdir if known.job else "/"
+    stream.path, stream.listed = home.output_path(spool.root, entry, pattern, name, names, chdir), False
+    return stream
+
+
+def _print_task(spool: Spool, unit: str, name: str, lines: int) -> None:
+    stream = _stream_of(spool, unit, name)
+    if stream is None:
+        sys.stderr.write(f"spoolq: job {unit} has not started; -f waits for it\n")
+        return
+    if lines >= 0:
+        stream.skip_to_last(lines)
+    stream.pump([])
+
+
+def _follow_task(spool: Spool, unit: awaiting.Unit, name: str, lines: int) -> int:
+    """Until the task has ended; of one that has not started also until it has."""
+    stream, looked = None, -1.0
+    began = active = time.monotonic()
+    patience.endure()
+    while True:
+        now = time.monotonic()
+        outcome = None
+        if now - looked >= awaiting.SURE_S:
+            looked = now
+            outcome = awaiting.ended_now(spool, {unit}, sure=True).get(unit)
+            if stream is None and (stream := _stream_of(spool, str(unit), name)) and lines >= 0:
+                stream.skip_to_last(lines)
+        if stream is not None and stream.pump([]):
+            active = now
+        if outcome is not None:
+            awaiting.tell(spool, outcome)
+            return outcome.code
+        awaiting.nap(max(now - active, min(now - began, 0.4)))
 
 
 def _print(spool: Spool, job_id: int, name: str, lines: int) -> None:
@@ -96,11 +161,12 @@ def elsewhere(spool: Spool, placed: Placed, name: str) -> str | None:
     node = placed.node
     if not node and (data := home.read_result(spool.root, entry.id)):
         node = (result.parse(data) or {}).get("node") or ""
-    fill_in = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user, "N": node}
-    return home.output_path(spool.root, entry.id, pattern, name, fill_in | {"r": str(entry.attempt)}, job.chdir)
+    names = home.fill_in(entry, job.name, job.user) | {"N": node}
+    return home.output_path(spool.root, entry, pattern, name, names, job.chdir)
 
 
-def _follow(spool: Spool, job_id: int, name: str, lines: int) -> int:
+def _follow(spool: Spool, unit: awaiting.Unit, name: str, lines: int) -> int:
+    job_id = awaiting.id_of(unit)
     spool.find(job_id)  # NotFound now rather than waiting for ever
     stream = Stream(spool, job_id, name, STDOUT)
     following = Following(spool, job_id, [])

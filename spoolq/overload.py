@@ -20,7 +20,7 @@ MARGIN = 4  # overload is a lack of more than a quarter of the machine, and at l
 class Holder(NamedTuple):
     """A job on the node: its rank (lower is better), cpus in thousandths, and whether it is suspended, and by whom."""
 
-    id: int
+    id: int | str
     rank: int
     cpus: int
     suspended: bool = False
@@ -31,7 +31,7 @@ class Step(NamedTuple):
     """What is to be done: `suspend` or `resume`, and which job."""
 
     verb: str
-    id: int
+    id: int | str
 
 
 def lack(jobs: Sequence[Holder], cpus: int, foreign: int) -> int:

@@ -9,7 +9,7 @@ Invariant: a parent counts as gone only after `Spool.find` has missed it twice, 
 
 from collections.abc import Iterable
 
-from spoolq import awaiting, deliver, home, stored
+from spoolq import array, awaiting, deliver, home, stored
 from spoolq.depend import NEVER_WORD, STARTED, Answer, Condition, Fate, Verdict, id_of, judge, parse, settled
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import JobFileError, NotFound, RequestError
@@ -33,7 +33,7 @@ class Parents:
             sure: find out where those are that have not ended; else that is done for conditions `after` alone.
         """
         self.spool, self.sure = spool, sure
-        self._groups: dict[int, dict[int, Placed]] = {}
+        self._groups: dict[int, dict[int, list[Placed]]] = {}
         self._fates: dict[str, Fate] = {}
         self._live: dict[int, Placed] | None = None
         self._finds = 0
@@ -44,7 +44,7 @@ class Parents:
         if parent in self._fates:
             return self._fates[parent]
         if done := self._done(parent):
-            found = self._of_parts(id_of(parent)) if done.entry.chunk else fate_of(done)
+            found = done
         elif self.sure or condition.kind == STARTED:
             found = self._find(parent)
         else:
@@ -52,11 +52,20 @@ class Parents:
         self._fates[parent] = found
         return found
 
-    def _done(self, parent: str) -> Placed | None:
-        group = id_of(parent) // HOMES
+    def _done(self, parent: str) -> Fate | None:
+        job_id = id_of(parent)
+        group = job_id // HOMES
         if group not in self._groups:
-            self._groups[group] = {at.entry.id: at for at in self.spool.done(group)}
-        return self._groups[group].get(id_of(parent))
+            self._groups[group] = {}
+            for at in self.spool.done(group):
+                self._groups[group].setdefault(at.entry.id, []).append(at)
+        ended = self._groups[group].get(job_id, [])
+        if ended and not ended[0].entry.chunk:
+            return fate_of(ended[0])
+        if "_" not in parent:
+            return self._of_parts(job_id) if ended else None
+        outcome = awaiting.of_arrays(self.spool, {parent}, {job_id: ended}).get(parent)
+        return Fate(State[outcome.state], started=True) if outcome else None
 
     def _of_parts(self, job_id: int) -> Fate:
         """A job of several entries, some of which have ended: it has when none is left that has not."""
@@ -73,7 +82,10 @@ class Parents:
         if self._finds > FEW and self._live is None:
             self._live = {at.entry.id: at for at in self.spool.live()}
         try:
-            return fate_of((self._live or {}).get(job_id) or self.spool.find(job_id))
+            at = (self._live or {}).get(job_id) or self.spool.find(job_id)
+            if at.entry.chunk and at.top == "done":
+                return Fate(State.RUNNING, started=True)  # others of its array may not have ended
+            return fate_of(at)
         except NotFound:
             record = awaiting.from_history(self.spool, {job_id}).get(job_id)
         state = State.__members__.get(str((record or {}).get("state")))
@@ -108,7 +120,7 @@ def resolve(spool: Spool, words: Iterable[str]) -> tuple[str, ...]:
                     if look.fate(one).state is None:
                         raise NotFound(f"job {parent}: no such job in {spool.root}")
                     if "_" in one.parent:
-                        raise NotFound(f"{parent}: job {id_of(one.parent)} is no array")
+                        selector.Finder(spool).holding(*(array.parse_unit(one.parent) or (0, array.Spec(()))))
                     found[str(one)] = None
             except NotFound as error:
                 raise RequestError(f"depend: {condition}: {error}") from None

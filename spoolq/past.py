@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
-from spoolq import arguments, history, report, resources, selector
+from spoolq import arguments, array, awaiting, history, report, resources, selector
 from spoolq.arguments import Command, Flag, Given
 from spoolq.errors import NotFound, UsageError
 from spoolq.history import Record, Summary
@@ -93,27 +93,37 @@ class Ranges(Collection[int]):
     def __init__(self) -> None:
         """No id."""
         self.ranges: list[range] = []
+        self.tasks: list[tuple[int, array.Spec]] = []  # of arrays, only these
 
     def __contains__(self, job_id: object) -> bool:
-        return any(job_id in one for one in self.ranges)
+        return any(job_id in one for one in self.ranges) or any(job_id == one for one, _ in self.tasks)
+
+    def means(self, record: Record) -> bool:
+        """Whether a record is meant, of an array perhaps by its task alone."""
+        if not self.tasks or any(record["id"] in one for one in self.ranges):
+            return True
+        return any(record["id"] == one and record.get("task") in spec for one, spec in self.tasks)
 
     def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self.ranges)
+        return chain(chain.from_iterable(self.ranges), (job_id for job_id, _ in self.tasks))
 
     def __len__(self) -> int:
-        return sum(map(len, self.ranges))
+        return sum(map(len, self.ranges)) + len(self.tasks)
 
 
 def ids_of(spool: Spool, words: list[str]) -> Ranges:
     """Ids from words; ranges need not exist any more, since history outlives jobs."""
     ids = Ranges()
     for part in selector.parse_words(words):
-        if part[0].isdigit():
+        if part[0].isdigit() and (named := array.parse_unit(part)):
+            ids.tasks.append(named)
+        elif part[0].isdigit():
             low, high = selector.parse_range(part)
             ids.ranges.append(range(low, high + 1))
         else:
             try:
-                ids.ranges += [range(job_id, job_id + 1) for job_id in selector.resolve(spool, [part])]
+                found = {awaiting.id_of(unit) for unit in selector.resolve(spool, [part])}
+                ids.ranges += [range(job_id, job_id + 1) for job_id in found]
             except NotFound as error:
                 arguments.complain(str(error))
                 ids.ranges.append(range(1))  # 0 is no job's id: so that nothing, and not everything, is meant
@@ -145,7 +155,7 @@ def collect(spool: Spool, wanted: dict[str, Any], most: int) -> list[Record]:
     found: list[Record] = []
     for names in _days(spool):
         records = [record for name in names for record in history.parse(spool.read_history(name))]
-        found += history.select(records, **wanted)
+        found += filter(wanted["ids"].means, history.select(records, **wanted))
         if len(found) > most and len(history.unique(found)) >= most:
             break
     return history.newest_first(history.unique(found))[:most]

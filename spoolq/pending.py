@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spoolq import claim, host, recover
+from spoolq import claim, host, rerun
 from spoolq.devices import Held
 from spoolq.entry import Entry
 from spoolq.launch import Prepared
@@ -59,9 +59,9 @@ class Pending:
         self._looked = self._rested = float("-inf")
         self.gap_s = GAP_S if daemon.launcher.remote_spool else 0.0
 
-    def ids(self) -> set[int]:
+    def ids(self) -> set[int | str]:
         """The jobs."""
-        return {item.at.entry.id for item in self.items}
+        return {item.at.entry.unit for item in self.items}
 
     def concerns(self, wants: Amounts) -> bool:
         """Whether a job takes anything of a pool."""
@@ -82,10 +82,10 @@ class Pending:
         used = taken(known.values(), self.pools)
         return {name: max(0, size - used[name]) for name, size in self.pools.items()}
 
-    def others(self) -> dict[int, Amounts]:
+    def others(self) -> dict[int | str, Amounts]:
         """Who else holds what of the pools, by id: for reasons."""
         return {
-            entry.id: {name: entry.wants[name] for name in self.pools.keys() & entry.wants.keys()}
+            entry.unit: {name: entry.wants[name] for name in self.pools.keys() & entry.wants.keys()}
             for entry in self.seen.values()
         }
 
@@ -121,11 +121,11 @@ class Pending:
 
     def give_back(self, item: Waiting) -> None:
         """There is not enough for it."""
-        log.info("gave back job=%d: others were first to take from the pool", item.at.entry.id)
+        log.info("gave back job=%s: others were first to take from the pool", item.at.entry.unit)
         self._rested = host.boottime() + random.uniform(*REST_S)  # noqa: S311  # jitter
         self.daemon.launcher.forget(item.at.entry.id)
         self.seen.pop(key_of(item.at.entry), None)
-        recover.give_back(self.daemon, item.at)
+        rerun.give_back(self.daemon, item.at)
 
     def close(self) -> None:
         """This daemon stops: nobody would decide."""

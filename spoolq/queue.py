@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from spoolq import fair, host
+from spoolq import array, fair, host
 from spoolq.entry import Entry
 from spoolq.fair import Most, Use
 from spoolq.reason import Reason
 from spoolq.schedule import Plan
 from spoolq.spool import Placed
+from spoolq.throttle import Throttle
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -46,16 +47,17 @@ class Queue:
     def look(self, most: int = SCAN_LIMIT) -> list[Placed]:
         """A fresh listing of those that are to be looked at first, in order."""
         daemon = self.daemon
-        ours = {item.at.entry.id for item in daemon.ended} | {at.entry.id for at, _ in daemon.unsettled}
+        ours = {item.at.entry.unit for item in daemon.ended} | {at.entry.unit for at, _ in daemon.unsettled}
         ours |= daemon.live.keys() | daemon.pending.ids()  # an earlier attempt or claim of these may still be
         found = []
+        throttle = Throttle(daemon)
         for at in daemon.spool.waiting():
-            if at.entry.id not in ours:
+            if at.entry.unit not in ours and (not at.entry.chunk or throttle.lets(at.entry)):
                 found.append(at)
             if len(found) >= most:
                 break
         if len(found) >= SCAN_LIMIT:
-            found += [at for at in self._later(found) if at.entry.id not in ours]
+            found += [at for at in self._later(found) if at.entry.unit not in ours and not array.limit_of(at.entry)]
         return self.ordered(found)
 
     def ordered(self, found: list[Placed]) -> list[Placed]:
@@ -79,13 +81,13 @@ class Queue:
         if now >= self._far[0]:
             places = self._find_far(found[-1])
             self._far = now + max(FAR_S, COST * (host.boottime() - now)), places
-        known = {at.entry.id for at in found}
+        known = {at.entry.unit for at in found}
         told: dict[tuple[int, str], int] = {}
         for place in self._far[1]:
             for entry in self.daemon.spool.entries(place):
                 key = (entry.rank, entry.owner)
                 told[key] = told.get(key, 0) + 1
-                if entry.id not in known and told[key] <= EACH:
+                if entry.unit not in known and told[key] <= EACH:
                     yield Placed(place, entry)
 
     def _find_far(self, last: Placed) -> list[str]:

@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, result, ship
+from spoolq import __version__, control, deliver, devices, elbow, fsops, home, host, regain, result, ship
 from spoolq.channel import Gone, say_program
 from spoolq.deliver import Finished
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
 from spoolq.live import Live
-from spoolq.rerun import Key, Known, decide, finish_recorded
+from spoolq.rerun import Known, decide, finish_recorded, forget, give_back, is_away
 from spoolq.spool import Placed
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def spared(at: Placed) -> Iterator[None]:
     except Gone:
         raise
     except (OSError, SpoolqError) as error:
-        log.warning("not recovered job=%d attempt=%d error=%s", at.entry.id, at.entry.attempt, error)
+        log.warning("not recovered job=%s attempt=%d error=%s", at.entry.unit, at.entry.attempt, error)
 
 
 def come_up(daemon: "Daemon") -> None:
@@ -110,32 +110,37 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
-    reaping, here = daemon.spool.on_node(daemon.node, "reaping", lasting=True), set()
+    reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
+    here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
+    for key in {key for key in by_key if isinstance(key[0], str)} - here:
+        regain.complete(daemon, key, known)  # before its chunk is given to anybody
+        here.add(key)
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
     for at in reaping:
-        here.add((at.entry.id, at.entry.attempt))
-        if not is_pending(daemon, at.entry.id):
+        here.add((at.entry.unit, at.entry.attempt))
+        if not is_pending(daemon, at.entry.id) or at.entry.chunk:
             with spared(at):
                 settle(daemon, at, anybody)
     for at in running:
-        here.add((at.entry.id, at.entry.attempt))
-        if not is_pending(daemon, at.entry.id):
+        here.add((at.entry.unit, at.entry.attempt))
+        if at.entry.chunk or not is_pending(daemon, at.entry.id):
             with spared(at):
-                take_over(daemon, at, known)
+                (regain.compare if at.entry.chunk else take_over)(daemon, at, known)
     for live in list(daemon.live.values()):
-        key = (live.at.entry.id, live.at.entry.attempt)
+        key = (live.at.entry.unit, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
     daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
         if known.state(key) == "running" and known.jobs[key].get("devices"):
             daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
-        complete_result(daemon, key, known)
+        complete_result(daemon, (int(key[0]), key[1]), known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
-    placed = [live.at.entry for live in daemon.live.values()] + [item.at.entry for item in daemon.ended]
-    kept |= {(entry.id, entry.attempt) for entry in placed}
+    placed = [live.at.entry for live in daemon.live.values()]
+    placed += [item.at.entry for item in (*daemon.ended, *(item for _, item in daemon.task_ends))]
+    kept |= {(entry.unit, entry.attempt) for entry in placed}
     ship.tidy(daemon.spool, daemon.state_dir, daemon.node, kept)
     if not journal_of_this_boot(daemon.state_dir):
         repair_results(daemon, known.recorded)
@@ -143,7 +148,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
             mark_boot(daemon.state_dir)
 
 
-def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
+def complete_result(daemon: "Daemon", key: tuple[int, int], known: Known) -> None:
     """
     An attempt whose entry is not here any more.
 
@@ -173,20 +178,6 @@ def complete_result(daemon: "Daemon", key: Key, known: Known) -> None:
     forget(daemon, key)
 
 
-def is_away(daemon: "Daemon") -> bool:
-    """Whether the spool is not there now: then what a path answers says nothing about a job."""
-    try:
-        daemon.spool.check_same()
-    except (OSError, SpoolqError):
-        return True
-    return False
-
-
-def forget(daemon: "Daemon", key: Key) -> None:
-    """The runner need not keep it any longer."""
-    daemon.family.send({"op": "forget", "jobs": [list(key)]})
-
-
 def is_pending(daemon: "Daemon", job_id: int) -> bool:
     """Whether its end is already known and on its way into the spool."""
     return any(item.at.entry.id == job_id for item in daemon.ended)
@@ -199,7 +190,7 @@ def take_over(daemon: "Daemon", at: Placed, known: Known) -> None:
     if known.state(key) in ("running", "ended"):
         adopt(daemon, at, known)
         return
-    if live := daemon.live.get(entry.id):
+    if live := daemon.live.get(entry.unit):
         daemon.drop_live(live)
     if not known.state(key) and entry.name in daemon.claims:
         log.info("giving back job=%d attempt=%d: it had not started", *key)
@@ -215,9 +206,10 @@ def take_over(daemon: "Daemon", at: Placed, known: Known) -> None:
 
 def settle(daemon: "Daemon", at: Placed, known: Known) -> None:
     """Decide about an entry in reaping/<me>; the runner need not keep what is decided."""
-    key = (at.entry.id, at.entry.attempt)
-    if decide(daemon, at, known) is not Answer.UNKNOWN and key in known.jobs:
-        forget(daemon, key)
+    mine = {(at.entry.unit, at.entry.attempt), *(regain.keys_of(known, at.entry).values() if at.entry.chunk else ())}
+    if decide(daemon, at, known) is not Answer.UNKNOWN:
+        for key in mine & known.jobs.keys():
+            forget(daemon, key)
 
 
 def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
@@ -262,17 +254,6 @@ def conform(daemon: "Daemon", live: Live, job: dict[str, Any]) -> None:
             daemon.family.send(message | limits | {"op": "limits"})
 
 
-def give_back(daemon: "Daemon", at: Placed) -> None:
-    """
-    A claim that did not start; what cannot be given back now is a ghost for the next look.
-
-    The listing that it was claimed from is not used again: the give-back may still be on its way, and
-    the same claim, made once more, would then seem to be won.
-    """
-    daemon.candidates = [other for other in daemon.candidates if other.entry.id != at.entry.id]
-    daemon.spool.give_back(at)
-
-
 def note_lost(daemon: "Daemon") -> None:
     """
     Keep on the local disk whose output was lost, until that is delivered.
@@ -309,7 +290,7 @@ def mark_boot(state_dir: str) -> None:
     fsops.publish(os.path.join(state_dir, "boot"), f"{host.boot_id()}\n".encode(), mode=0o600, sync=False)
 
 
-def repair_results(daemon: "Daemon", recorded: dict[Key, dict[str, Any]], most: int = 0) -> None:
+def repair_results(daemon: "Daemon", recorded: dict[tuple[int, int], dict[str, Any]], most: int = 0) -> None:
     """After a reboot: results that a power loss tore, or that nobody was left to write, are made from history."""
     newest = {job_id: record for (job_id, _), record in list(recorded.items())[-(most or REPAIR) :]}
     for job_id, record in newest.items():
@@ -337,20 +318,20 @@ def look_for_ghosts(daemon: "Daemon") -> None:
     Whether it runs is not told from memory: the runner is asked, and everything compared anew.
     """
     running = daemon.spool.on_node(daemon.node, lasting=True)
-    unsettled = {claimed.entry.id for _, claimed in daemon.unsettled} | daemon.pending.ids()
+    unsettled = {claimed.entry.unit for _, claimed in daemon.unsettled} | daemon.pending.ids()
     if daemon.claims.long:
         needed = [*running, *(claimed for _, claimed in daemon.unsettled)]
         with contextlib.suppress(OSError):  # the local disk is full
             daemon.claims.keep({at.entry.name for at in needed})
     for at in (*running, *daemon.spool.on_node(daemon.node, "reaping")):
         entry = at.entry
-        live = daemon.live.get(entry.id)
+        live = daemon.live.get(entry.unit)
         if live and at.top == "running" and live.at.entry.attempt == entry.attempt:
             live.at = at if entry.gen > live.at.entry.gen else live.at  # an edit that seemed to fail
             continue
-        if entry.id in unsettled or is_pending(daemon, entry.id):
+        if entry.unit in unsettled or (not entry.chunk and is_pending(daemon, entry.id)):
             continue
-        log.warning("ghost job=%d attempt=%d in=%s", entry.id, entry.attempt, at.top)
+        log.warning("ghost job=%s attempt=%d in=%s", entry.unit, entry.attempt, at.top)
         daemon.sure = False
     if daemon.incomplete:
         daemon.incomplete = daemon.sure = False

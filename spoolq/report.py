@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolq.begin import begins
-from spoolq.entry import HELD, RERUN_WORDS, Entry
+from spoolq.entry import HELD, RERUN_WORDS, Entry, order
 from spoolq.history import Record, efficiency
 from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, add, show_amount, show_mb, show_seconds
@@ -55,7 +55,11 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
-    """One job as `stat` shows it; `name` and `user` where more is known than the entry says."""
+    """
+    One job as `stat` shows it; `name` and `user` where more is known than the entry says.
+
+    `part` are the tasks of an array (`1-20,25`) for which one line stands.
+    """
 
     entry: Entry
     state: State
@@ -64,6 +68,7 @@ class JobRow:
     elapsed_s: float | None = None
     name: str = ""
     user: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,10 +233,10 @@ _PLACE = {State.RUNNING: 0, State.SUSPENDED: 0, State.COMPLETING: 1, State.PENDI
 def arranged(rows: Iterable[JobRow]) -> list[JobRow]:
     """What runs, by node; what waits, in the order in which it starts; what is held; what has ended."""
 
-    def place(row: JobRow) -> tuple[int, str, int, int, str]:
+    def place(row: JobRow) -> tuple[int, str, int, int, int]:
         rank = row.entry.rank if row.state in (State.PENDING, State.HELD) else 0
         node = row.node if row.state in (State.RUNNING, State.SUSPENDED, State.COMPLETING) else ""
-        return _PLACE.get(row.state, 4), node, rank, row.entry.id, row.entry.chunk
+        return _PLACE.get(row.state, 4), node, rank, *order(row.entry)[1:]
 
     return sorted(rows, key=place)
 
@@ -250,7 +255,7 @@ def _job_cells(row: JobRow) -> list[Cell]:
     extra = "".join(f" {name}:{show_amount(amount)}" for name, amount in wants.items() if name not in (CPUS, MEM))
     where = row.node or ("" if row.reason is None else f"({row.reason})")
     return [
-        f"{entry.id}[{entry.chunk[1:]}]" if entry.chunk else str(entry.id),
+        f"{entry.id}_[{row.part}]" if row.part else str(entry.unit),
         row.name or entry.label or "-",
         row.user or entry.owner or "-",
         (row.state.value, _STATE_COLOURS.get(row.state, "red")),
@@ -343,7 +348,14 @@ def _record_cells(record: Record) -> list[Cell]:
     name, user, node, ended = (str(record.get(key) or "-") for key in ("name", "user", "node", "ended"))
     tinted = (state, _STATE_COLOURS.get(known, "red") if known else "")
     exit_code = "-" if code is None else str(code)
-    first: list[Cell] = [str(record["id"]), str(record["attempt"]), name, user, tinted]
+    part = record.get("chunk") if record.get("task") is None else record["task"]
+    first: list[Cell] = [
+        f"{record['id']}_{part}" if part is not None else str(record["id"]),
+        str(record["attempt"]),
+        name,
+        user,
+        tinted,
+    ]
     return [*first, exit_code, taken, share(cpu), share(mem), node, ended]
 
 

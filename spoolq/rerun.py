@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from spoolq import deliver, descent, fsops, home, host, result, values
+from spoolq import array, deliver, descent, fsops, home, host, result, tasks, values
 from spoolq.deliver import Finished
 from spoolq.entry import Entry
+from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
 from spoolq.job import Job
 from spoolq.resources import MEM
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spoolq")
 
-Key = tuple[int, int]
+Key = tuple[int | str, int]  # of an attempt: what its entry is called (`entry.unit`), and its number
 MOST_WAIT_S = 3600.0  # before a retry
 LOOK_BEATS = 30  # beats between looks for retries that nobody waits for any more
 _NOT_RETRIED = ("exit0", "cancelled", "nodefail")
@@ -44,13 +45,15 @@ class Known:
     node: str  # whose entries they are, or empty for anybody's
 
     @cached_property
-    def recorded(self) -> dict[Key, dict[str, Any]]:
+    def recorded(self) -> dict[tuple[int, int], dict[str, Any]]:
         """Read only if it is needed: a busy node writes much in a day."""
         return deliver.recorded_lines(self.daemon.spool, self.node)
 
     def wish(self, key: Key) -> str:
         """What a user asked for this attempt, or for whichever is there."""
-        return self.wishes.get(key) or self.wishes.get((key[0], 0), "")
+        array = int(str(key[0]).partition("_")[0])
+        asked = (key, (key[0], 0), (array, key[1]), (array, 0))
+        return next((self.wishes[one] for one in asked if one in self.wishes), "")
 
     def state(self, key: Key) -> str:
         """What the runner says of an attempt: `running`, `ended`, `doubtful`, or empty."""
@@ -65,8 +68,8 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         What became of the rename; UNKNOWN also for one that is on its way (`daemon.ended`).
     """
     entry = at.entry
-    key = (entry.id, entry.attempt)
-    if record := deliver.proof(known.recorded, entry):
+    key = (entry.unit, entry.attempt)
+    if not entry.chunk and (record := deliver.proof(known.recorded, entry)):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
     descent.end_children(daemon.spool, entry.id, daemon.node)
@@ -80,27 +83,47 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         daemon.ended.append(item)
         return Answer.UNKNOWN
     detail = ""
+    if entry.rerun == "N" and entry.chunk and lose_task(daemon, at, went_down):
+        return run_again(daemon, at)
     if entry.rerun == "N":
         detail = f"{went_down}; its user said never to run it again"
     elif entry.attempt >= daemon.policy.max_attempts:
         detail = f"{went_down}; that was attempt {entry.attempt}, and max_attempts is {daemon.policy.max_attempts}"
     if not detail:
         return run_again(daemon, at)
-    log.warning("node fail job=%d attempt=%d", *key)
+    log.warning("node fail job=%s attempt=%d", *key)
     return daemon.around.end(daemon, at, "nodefail", detail)
 
 
+def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
+    """
+    End the one task of a chunk that may have been running and must not run again; the others certainly never started.
+
+    It is the first that has no result, since with this rule each waits until that of the one before is recorded.
+    """
+    entry, root, job = at.entry, daemon.spool.root, deliver.read_job(daemon.spool, at.entry.id)
+    if job is None:
+        return False
+    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk))
+    done_before = any(line["attempt"] == entry.attempt and line.get("state") == "NODE_FAIL" for line in lines)
+    left = array.due(entry, array.parse(job.array), array.latest(lines), job.retries)
+    if left and not done_before:
+        detail = f"{why}; its user said never to run it again"
+        deliver.write_unstarted(daemon.spool, array.task_entry(entry, left[0]), "nodefail", detail, daemon.node)
+    return True
+
+
 def run_again(daemon: "Daemon", at: Placed, *, held: str = "", **changes: Any) -> Answer:
-    """Into the queue as the next attempt, at its old place in line; or into held/ first."""
+    """Into the queue as the next attempt, at its old place in line; or into held/ first; with changes of its name."""
     with contextlib.suppress(OSError):  # kept for its user; history has it too
         home.set_aside(daemon.spool.root, at.entry.id, at.entry.attempt)
     answer, target = daemon.spool.requeue(at, held=held, **changes)
     if held and answer is not Answer.LOST:
-        daemon.retries[(target.entry.id, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
+        daemon.retries[(target.entry.unit, target.entry.gen)] = host.boottime() + wait_s(daemon, target.entry.attempt)
     daemon.spool.committed([])
     daemon.looked = daemon.limits.once and daemon.looked
     daemon.set_due("queue", 0.0)
-    log.info("requeued job=%d attempt=%d %s %s", at.entry.id, at.entry.attempt + 1, held, answer.value)
+    log.info("requeued job=%s attempt=%d %s %s", at.entry.unit, at.entry.attempt + 1, held, answer.value)
     return answer
 
 
@@ -135,6 +158,31 @@ def requeue_ended(daemon: "Daemon", item: Finished) -> bool:
         item.requeued = True  # before its line: if that is refused, only the line is written later
         deliver.write_attempt(daemon.spool, item, daemon.node)
     return answer is not Answer.UNKNOWN
+
+
+def is_away(daemon: "Daemon") -> bool:
+    """Whether the spool is not there now: then what a path answers says nothing about a job."""
+    try:
+        daemon.spool.check_same()
+    except (OSError, SpoolqError):
+        return True
+    return False
+
+
+def forget(daemon: "Daemon", key: Key) -> None:
+    """The runner need not keep it any longer."""
+    daemon.family.send({"op": "forget", "jobs": [list(key)]})
+
+
+def give_back(daemon: "Daemon", at: Placed) -> None:
+    """
+    A claim that did not start; what cannot be given back now is a ghost for the next look.
+
+    The listing that it was claimed from is not used again: the give-back may still be on its way, and
+    the same claim, made once more, would then seem to be won.
+    """
+    daemon.candidates = [other for other in daemon.candidates if other.entry.unit != at.entry.unit]
+    daemon.spool.give_back(at)
 
 
 def more_memory(daemon: "Daemon", entry: Entry, job: Job | None, ended: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,19 +227,19 @@ def release_due(daemon: "Daemon", now: float) -> None:
     if daemon.due("retries", now, LOOK_BEATS * daemon.policy.beat_s):
         for at in daemon.spool.waiting("held"):
             if at.entry.held == "HR":
-                daemon.retries.setdefault((at.entry.id, at.entry.gen), now + wait_s(daemon, at.entry.attempt))
+                daemon.retries.setdefault((at.entry.unit, at.entry.gen), now + wait_s(daemon, at.entry.attempt))
     due = {key for key, when in daemon.retries.items() if when <= now}
     if not due:
         return
     released = []
-    for job_id, gen in due:
-        found = daemon.spool.lookup("held", job_id)
+    for unit, gen in due:
+        found = daemon.spool.lookup("held", unit)
         if found and found.entry.gen == gen:
             answer, target = daemon.spool.release(found)
             if answer is Answer.UNKNOWN:
                 continue
             released += [target] if answer is Answer.WON else []
-        del daemon.retries[(job_id, gen)]
+        del daemon.retries[(unit, gen)]
     if released:
         daemon.spool.committed(released)
         daemon.last_work, daemon.looked = now, False

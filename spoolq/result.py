@@ -100,6 +100,10 @@ def facts(
     found["mem_mb"] = _whole(wants.get(MEM))
     found["limit_hit"] = _LIMITS.get(reason or "")
     found["measured_by"] = get("measured_by") or None
+    if entry.chunk:
+        number = entry.chunk[1:]
+        found["task"] = int(number) if number.isdigit() else None
+        found |= {} if number.isdigit() else {"chunk": number}
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from spoolq.constraint import Labels, mismatch
 from spoolq.devices import Stock
-from spoolq.entry import HELD, Entry
+from spoolq.entry import HELD, Entry, order
 from spoolq.nodelist import matches
 from spoolq.reason import Reason
 from spoolq.resources import CPUS, MEM, UNIT, Amounts, add, fits, free_of, lacking, show_amount
@@ -75,7 +75,7 @@ class NodeView:
     name: str
     capacity: Amounts
     free: Amounts
-    held: Mapping[int, Amounts] = field(default_factory=dict)
+    held: Mapping[int | str, Amounts] = field(default_factory=dict)
     full: bool = False
     draining: bool = False
     note: str = ""
@@ -100,8 +100,8 @@ class Plan:
 
 
 def in_order(entries: Iterable[Entry]) -> list[Entry]:
-    """The one order on all nodes: rank, then id (chunks of one array by their text)."""
-    return sorted(entries, key=lambda entry: (entry.rank, entry.id, entry.chunk))
+    """The one order on all nodes: rank, then id, then the place in an array."""
+    return sorted(entries, key=order)
 
 
 def admit(
@@ -170,7 +170,7 @@ def _why(entry: Entry, node: NodeView, free: Amounts, before: list[Entry], terms
     short = lacking(entry.wants, left)
     if not short:
         return Reason("Priority", POOL_KEPT)
-    takers = {other.id: other.wants for other in before}
+    takers = {other.unit: other.wants for other in before}
     parts = [f"{_needs(entry.wants, name)}, {_figure(name, left.get(name, 0))} left" for name in short]
     return Reason("Priority", f"{'; '.join(parts)} after jobs that come first; {_holders(short, takers, 'takes')}")
 
@@ -267,10 +267,10 @@ def _of(name: str, amount: int, capacity: Amounts) -> str:
     return " of ".join(_figure(name, part).partition(" ")[0] for part in (amount, capacity.get(name, 0)))
 
 
-def _holders(names: Sequence[str], held: Mapping[int, Amounts], verb: str) -> str:
+def _holders(names: Sequence[str], held: Mapping[int | str, Amounts], verb: str) -> str:
     """Who has most of what is short: `job 412 holds 32000M mem, 2 more`."""
-    found = sorted(([-has.get(name, 0) for name in names], job_id) for job_id, has in held.items())
-    found = [item for item in found if any(item[0])]
+    most = [([-has.get(name, 0) for name in names], job_id) for job_id, has in held.items()]
+    found = sorted((item for item in most if any(item[0])), key=lambda item: (item[0], str(item[1]).zfill(12)))
     words = []
     for minus, job_id in found[:HOLDERS]:
         has = " and ".join(_figure(name, -less) for name, less in zip(names, minus, strict=True) if less)

@@ -1,5 +1,5 @@
 """
-Which jobs a command means: `42`, `40-45`, `42,44`, `last`, `@name`, `all`, and filters.
+Which jobs a command means: `42`, `40-45`, `42,44`, `42_7`, `last`, `@name`, `all`, and filters.
 
 A few ids are looked up one by one, a few listings each; many ids, names and filters are answered
 from one listing of everything live and, where needed, the finished groups of the ids in question.
@@ -9,13 +9,14 @@ words and without a filter nothing is selected, so that no slip can kill every j
 
 import os
 import pwd
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from spoolq import home
+from spoolq import array, home
 from spoolq.arguments import Flag, Given
-from spoolq.entry import HOMES, label_of
+from spoolq.entry import HOMES, label_of, order
 from spoolq.errors import NotFound, UsageError
 from spoolq.job import parse_id
 from spoolq.spool import Placed, Spool
@@ -42,7 +43,9 @@ _GROUPS = {
     "all": frozenset(State),
 }
 _STATES = {word.lower(): frozenset((state,)) for state in State for word in (state.name, state.value)} | _GROUPS
-HELP_WORDS = "JOB: 42, 40-45, 42,44, last (your newest), @name, all (yours that have not ended)"
+HELP_WORDS = (
+    "JOB: 42, 40-45, 42,44, 42_7 or 42_[3-9] of an array, last (your newest), @name, all (yours that have not ended)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +78,15 @@ class Filter:
 
 @dataclass(slots=True)
 class Selected:
-    """The jobs that were found, and a message for each word that stands for none."""
+    """
+    The jobs that were found, and a message for each word that stands for none.
+
+    Of an array the jobs are its chunks; `tasks` says which tasks are meant of those that are not meant whole.
+    """
 
     jobs: list[Placed] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    tasks: dict[int | str, list[int]] = field(default_factory=dict)
 
 
 def me() -> str:
@@ -121,11 +129,17 @@ def _label_pattern(name: str) -> str:
 
 def parse_words(words: Iterable[str]) -> list[str]:
     """Words between commas, each checked; nothing is looked up. An empty word (`"$unset"`) is an error, not nothing."""
-    parts = [part for word in words for part in word.split(",") if part or not word.strip(",")]
+    parts = [part for word in words for part in _split(word) if part or not word.strip(",")]
     for part in parts:
-        if part not in ("last", "all") and part[:1] != "@":
+        if part not in ("last", "all") and part[:1] != "@" and not array.parse_unit(part):
             parse_range(part)
     return parts
+
+
+def _split(word: str) -> list[str]:
+    if "[" not in word:
+        return word.split(",")
+    return re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", word)  # commas in brackets do not part
 
 
 def parse_range(part: str) -> tuple[int, int]:
@@ -150,7 +164,7 @@ class Finder:
         """
         self.spool, self.ended = spool, ended
         self._live: dict[int, list[Placed]] | None = None
-        self._groups: dict[int, dict[int, Placed]] = {}
+        self._groups: dict[int, dict[int, list[Placed]]] = {}
 
     def live(self) -> dict[int, list[Placed]]:
         """Everything that has not ended, by id; listed once."""
@@ -160,27 +174,51 @@ class Finder:
                 self._live.setdefault(placed.entry.id, []).append(placed)
         return self._live
 
-    def group(self, number: int) -> dict[int, Placed]:
-        """The finished jobs of one directory of done/; listed once."""
+    def group(self, number: int) -> dict[int, list[Placed]]:
+        """The finished jobs of one directory of done/, by id; listed once."""
         if number not in self._groups:
-            self._groups[number] = {placed.entry.id: placed for placed in self.spool.done(number)}
+            found = self._groups[number] = {}
+            for placed in self.spool.done(number):
+                found.setdefault(placed.entry.id, []).append(placed)
         return self._groups[number]
 
     def by_id(self, job_id: int) -> list[Placed]:
-        """One job, ended or not; NotFound if there is none."""
+        """One job, ended or not, or the chunks of an array; NotFound if there is none."""
         if self._live is None:
-            return [self.spool.find(job_id)]
-        found = self._live.get(job_id)
-        ended = None if found else self.group(job_id // HOMES).get(job_id)
+            found = [self.spool.find(job_id)]
+            if not found[0].entry.chunk:
+                return found
+        found = self.live().get(job_id, [])
+        if not found or found[0].entry.chunk:
+            seen = {placed.entry.chunk for placed in found}
+            ended = self.group(job_id // HOMES).get(job_id, [])
+            found = sorted([*found, *(at for at in ended if at.entry.chunk not in seen)], key=_id)
         # neither live nor done in the listings: it may have moved between them
-        return found or [ended or self.spool.find(job_id)]
+        return found or [self.spool.find(job_id)]
+
+    def holding(self, job_id: int, numbers: array.Spec) -> list[tuple[Placed, list[int]]]:
+        """The chunks of an array that hold some of its tasks, and which; NotFound for a task that there is not."""
+        from spoolq import tally
+
+        spec = tally.spec_of(self.spool, job_id)
+        wanted = [number for some in numbers.ranges for number in some if spec is not None and number in spec]
+        missing = [some[0] for some in numbers.ranges if len(some) == 1 and some[0] not in wanted]  # ranges have gaps
+        if missing or not wanted:
+            missing = missing or [numbers.low]
+            what = f"its tasks are {array.show(spec, limit=False)}" if spec else "it is no array"
+            raise NotFound(f"job {job_id}_{array.ranges(missing, 3)}: no such task: {what}")
+        chunks = self.by_id(job_id)
+        found = [(at, [number for number in wanted if array.holds(at.entry.chunk, number)]) for at in chunks]
+        return [(at, mine) for at, mine in found if mine]
 
     def everything(self, states: frozenset[State]) -> list[Placed]:
         """All live jobs, and the finished ones if such states are asked for, in order of id."""
         found = [placed for chunks in self.live().values() for placed in chunks]
         if self.ended and states & ENDED:
             for number in self.spool.done_groups():
-                found += [placed for job_id, placed in self.group(number).items() if job_id not in self.live()]
+                for job_id, some in self.group(number).items():
+                    live = {at.entry.chunk for at in self.live().get(job_id, [])}
+                    found += [placed for placed in some if placed.entry.chunk not in live]
         return sorted(found, key=_id)
 
     def between(self, low: int, high: int) -> list[Placed]:
@@ -189,9 +227,10 @@ class Finder:
         if self.ended:
             for number in self.spool.done_groups():
                 if low // HOMES <= number <= high // HOMES:
-                    for id_, placed in self.group(number).items():
+                    for id_, some in self.group(number).items():
                         if low <= id_ <= high:
-                            found.setdefault(id_, [placed])
+                            live = {at.entry.chunk for at in found.get(id_, [])}
+                            found[id_] = found.get(id_, []) + [at for at in some if at.entry.chunk not in live]
         return [placed for id_ in sorted(found) for placed in found[id_]]
 
     def newest(self, owner: str) -> Placed:
@@ -215,7 +254,8 @@ class Finder:
         for number in self.spool.done_groups():
             while live and live[0].entry.id // HOMES > number:
                 yield live.pop(0)
-            mixed = [*self.group(number).values(), *(p for p in live if p.entry.id // HOMES == number)]
+            ended = [placed for some in self.group(number).values() for placed in some]
+            mixed = [*ended, *(p for p in live if p.entry.id // HOMES == number)]
             live = [placed for placed in live if placed.entry.id // HOMES < number]
             yield from sorted(mixed, key=_id, reverse=True)
         yield from live
@@ -231,14 +271,15 @@ class Finder:
         if live or not self.ended:
             return sorted(live, key=_id)
         for number in self.spool.done_groups():
-            match = [placed for placed in self.group(number).values() if fits(placed)]
+            match = [placed for some in self.group(number).values() for placed in some if fits(placed)]
             if match:
-                return [max(match, key=_id)]
+                newest = max(placed.entry.id for placed in match)
+                return sorted((placed for placed in match if placed.entry.id == newest), key=_id)
         return []
 
 
-def _id(placed: Placed) -> int:
-    return placed.entry.id
+def _id(placed: Placed) -> tuple[int, int]:
+    return order(placed.entry)[1:]
 
 
 def select(spool: Spool, words: Sequence[str], filters: Filter | None = None, *, ended: bool = True) -> Selected:
@@ -259,24 +300,41 @@ def select(spool: Spool, words: Sequence[str], filters: Filter | None = None, *,
     chosen = Selected()
     if not parts and filters:
         parts = ["all"]
-    seen: set[tuple[int, str]] = set()
+    seen: set[int | str] = set()
     for part in parts:
         try:
-            found = _of_part(finder, part, filters)
+            found = _tasks_of_part(finder, part, filters)
         except NotFound as error:
             chosen.missing.append(str(error))
             continue
-        for placed in found:
-            key = (placed.entry.id, placed.entry.chunk)
-            if key not in seen and filters.passes(placed):
-                seen.add(key)
-                chosen.jobs.append(placed)
+        for placed, numbers in found:
+            unit = placed.entry.unit
+            if filters.passes(placed):
+                if unit not in seen:
+                    chosen.jobs.append(placed)
+                if unit not in seen and numbers is not None:
+                    chosen.tasks[unit] = numbers
+                elif numbers is None or unit not in chosen.tasks:
+                    chosen.tasks.pop(unit, None)  # one word means all of it
+                else:
+                    chosen.tasks[unit] = sorted({*chosen.tasks[unit], *numbers})
+                seen.add(unit)
     return chosen
+
+
+def _tasks_of_part(finder: Finder, part: str, filters: Filter) -> list[tuple[Placed, list[int] | None]]:
+    """Jobs, and which tasks are meant of each; None: all of it."""
+    named = None if part in ("last", "all") or part[0] == "@" else array.parse_unit(part)
+    if named is None:
+        return [(placed, None) for placed in _of_part(finder, part, filters)]
+    found = finder.holding(*named)
+    return [(at, None if at.entry.chunk == f"a{numbers[0]}" else numbers) for at, numbers in found]
 
 
 def _of_part(finder: Finder, part: str, filters: Filter) -> list[Placed]:
     if part == "last":
-        return [finder.newest(filters.users[0] if filters.users else me())]
+        newest = finder.newest(filters.users[0] if filters.users else me())
+        return finder.by_id(newest.entry.id) if newest.entry.chunk else [newest]
     if part == "all":
         wanted = finder.everything(filters.states)
         return [placed for placed in wanted if filters.mine(placed)]
@@ -294,19 +352,25 @@ def _of_part(finder: Finder, part: str, filters: Filter) -> list[Placed]:
     return found
 
 
-def resolve(spool: Spool, words: Sequence[str]) -> list[int]:
+def resolve(spool: Spool, words: Sequence[str]) -> list[int | str]:
     """
-    The ids that words mean, each once; single ids are not looked up, so they may not exist.
+    The ids that words mean, each once, and `42_7` for a task of an array.
+
+    Single ids are not looked up, so they may not exist.
 
     Raises:
         UsageError: a word is no selector.
         NotFound: a name, a range, `last` or `all` stands for no job.
     """
     finder = Finder(spool)
-    ids: dict[int, None] = {}
+    ids: dict[int | str, None] = {}
     for part in parse_words(words):
         if part.isdigit():
             ids[parse_id(part)] = None
+        elif part[0].isdigit() and (named := array.parse_unit(part)):
+            ids.update(
+                dict.fromkeys(f"{named[0]}_{number}" for _, numbers in finder.holding(*named) for number in numbers)
+            )
         else:
             found = _of_part(finder, part, Filter())
             if not found:

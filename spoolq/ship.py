@@ -16,7 +16,7 @@ import os
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from spoolq import deliver, fsops, home, host
+from spoolq import array, deliver, fsops, home, host
 from spoolq.deliver import Finished
 from spoolq.entry import Entry
 from spoolq.spool import Placed, Spool
@@ -25,7 +25,7 @@ log = logging.getLogger("spoolq")
 
 HOME, WRITE, APPEND = "home", "write", "append"  # how a stream is shipped
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-Key = tuple[int, int]
+Key = tuple[int | str, int]  # of an attempt: `entry.unit`, and its number
 
 
 class Target(NamedTuple):
@@ -53,7 +53,7 @@ def begin(state_dir: str, entry: Entry, targets: Sequence[Target], *, again: boo
     Raises:
         OSError: the local disk refuses; all targets are closed then.
     """
-    directory = directory_of(state_dir, (entry.id, entry.attempt))
+    directory = directory_of(state_dir, (entry.unit, entry.attempt))
     fds = [target.fd for target in targets]
     try:
         files = [target for target in targets if fsops.regular(target.fd)]
@@ -109,7 +109,7 @@ def ship_all(spool: Spool, state_dir: str, items: Sequence[Finished]) -> tuple[l
     for item in items:
         entry = item.at.entry
         try:
-            detail = ship(spool, state_dir, item.at.place, (entry.id, entry.attempt))
+            detail = ship(spool, state_dir, item.at.place, (entry.unit, entry.attempt))
         except OSError as error:
             failed = failed or error
             continue
@@ -171,8 +171,8 @@ def _ship_stream(spool: Spool, place: str, key: Key, local: str, facts: dict[str
     try:
         fd = fsops.open_at(facts["path"], 0 if facts["how"] == WRITE else None)
     except _GONE as error:  # its user took that place away: the home is better than nowhere
-        log.warning("output job=%d file=%s error=%s: into its home", key[0], facts["path"], error.strerror)
-        path = f"{home.path_of(spool.root, key[0])}/{os.path.basename(local)}"
+        log.warning("output job=%s file=%s error=%s: into its home", key[0], facts["path"], error.strerror)
+        path = home.output_path(spool.root, _entry_of(key), None, os.path.basename(local), {}, "")
         _replace(spool, place, key, local, path, 0)
         return
     try:
@@ -180,6 +180,11 @@ def _ship_stream(spool: Spool, place: str, key: Key, local: str, facts: dict[str
         fsops.sync_file(fd)
     finally:
         fsops.close(fd)
+
+
+def _entry_of(key: Key) -> Entry:
+    job_id, _, number = str(key[0]).partition("_")
+    return Entry(rank=0, id=int(job_id), attempt=key[1], chunk=f"a{number}" if number else "")
 
 
 def _replace(spool: Spool, place: str, key: Key, local: str, path: str, base: int) -> None:
@@ -190,7 +195,7 @@ def _replace(spool: Spool, place: str, key: Key, local: str, path: str, base: in
         fd = fsops.open_private(private)
     except _GONE:
         spool.check_same()  # not mounted: to be tried again
-        log.warning("output job=%d: its home is gone: somebody removed it", key[0])
+        log.warning("output job=%s: its home is gone: somebody removed it", key[0])
         return
     try:
         try:
@@ -203,14 +208,22 @@ def _replace(spool: Spool, place: str, key: Key, local: str, path: str, base: in
     except OSError:
         fsops.discard(private)  # the room that it takes may be what is missing
         raise
-    ours = any((entry.id, entry.attempt) == key for entry in spool.entries(place))
+    ours = any(_is_of(entry, key) for entry in spool.entries(place))
     fsops.put(private, path if ours else f"{path}.{key[1]}.late")
     fsops.sync_directory(directory)
 
 
+def _is_of(entry: Entry, key: Key) -> bool:
+    """Whether an attempt is that of an entry, or of a task of its chunk."""
+    if isinstance(key[0], int) or not entry.chunk:
+        return (entry.id, entry.attempt) == key
+    job_id, _, number = key[0].partition("_")
+    return (str(entry.id), entry.attempt) == (job_id, key[1]) and array.holds(entry.chunk, int(number))
+
+
 def increment(state_dir: str, at: Placed) -> None:
     """What a running job has written so far, for somebody who follows it; what is appended comes at the end only."""
-    key = (at.entry.id, at.entry.attempt)
+    key = (at.entry.unit, at.entry.attempt)
     directory = directory_of(state_dir, key)
     for stream, facts in _plan(directory).get("streams", {}).items():
         local, path, base = f"{directory}/{stream}", facts["path"], facts["base"]
@@ -243,14 +256,16 @@ def tidy(spool: Spool, state_dir: str, node: str, keep: Collection[Key]) -> None
     if names:
         spool.check_same()
         here = [*spool.entries(f"running/{node}"), *spool.entries(f"reaping/{node}")]
-        keep = {*keep, *((entry.id, entry.attempt) for entry in here)}
+        keep = {*keep, *((entry.id, entry.attempt) for entry in here if not entry.chunk)}
     for name in names:
-        job_id, _, attempt = name.partition(".")
-        key = (int(job_id), int(attempt)) if home.is_number(job_id) and home.is_number(attempt) else (0, 0)
-        if key in keep or not key[0]:
+        unit, _, attempt = name.partition(".")
+        if not home.is_number(unit.replace("_", "", 1)) or not home.is_number(attempt):
+            continue
+        key: Key = (unit if "_" in unit else int(unit), int(attempt))
+        if key in keep:
             continue
         try:
             ship(spool, state_dir, f"running/{node}", key)
             forget(state_dir, key)
         except OSError as error:
-            log.warning("output not shipped job=%d attempt=%d error=%s", *key, error)
+            log.warning("output not shipped job=%s attempt=%d error=%s", *key, error)

@@ -55,10 +55,16 @@ def each(
     for message in chosen.missing:
         arguments.complain(message)
     scene = Scene(spool)
+    jobs = [placed for placed in chosen.jobs if not placed.entry.chunk]
+    rows, texts = [as_json(scene, at) for at in jobs if given.has("json")], []
+    if len(jobs) < len(chosen.jobs):
+        from spoolq import overview
+
+        rows, texts = [*rows, *overview.rows(kind, scene, chosen)], overview.texts(kind, scene, chosen)
     if given.has("json"):
-        arguments.print_json(kind, [as_json(scene, placed) for placed in chosen.jobs])
+        arguments.print_json(kind, rows)
     else:
-        blocks = ["\n".join(map(report.show, as_lines(scene, placed))) for placed in chosen.jobs]
+        blocks = ["\n".join(map(report.show, lines)) for lines in (*(as_lines(scene, at) for at in jobs), *texts)]
         if blocks:
             print("\n\n".join(blocks))
     return 1 if chosen.missing else 0
@@ -68,14 +74,12 @@ def output_paths(spool: Spool, placed: Placed, job: Job | None, node: str) -> di
     """`stdout` and `stderr` -> where they are; a `%N` not known yet stays."""
     entry = placed.entry
     if job is None:
-        return {stream: f"{home.path_of(spool.root, entry.id)}/{stream}" for stream in ("stdout", "stderr")}
-    names = {"j": str(entry.id), "A": str(entry.id), "a": "", "x": job.name, "u": job.user, "r": str(entry.attempt)}
-    if node:
-        names["N"] = node
-    out = home.output_path(spool.root, entry.id, job.output, "stdout", names, job.chdir)
+        return {s: home.output_path(spool.root, entry, None, s, {}, "") for s in ("stdout", "stderr")}
+    names = home.fill_in(entry, job.name, job.user) | ({"N": node} if node else {})
+    out = home.output_path(spool.root, entry, job.output, "stdout", names, job.chdir)
     if job.error is None and job.output is not None:
         return {"stdout": out, "stderr": out}
-    return {"stdout": out, "stderr": home.output_path(spool.root, entry.id, job.error, "stderr", names, job.chdir)}
+    return {"stdout": out, "stderr": home.output_path(spool.root, entry, job.error, "stderr", names, job.chdir)}
 
 
 def shown(scene: Scene, placed: Placed) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from spoolq import begin, fsops, home
-from spoolq.entry import HOMES, Entry, fitting, leaving, order, parse_name, rank_of, segment, segment_holds
+from spoolq import entry as entry_room
+from spoolq.entry import HOMES, Entry, fitting, leaving, order, parse_name, rank_of, segment
 from spoolq.errors import Misconfigured, NotFound, TryAgain
 from spoolq.fsops import Answer
 from spoolq.state import TRANSITIONS, State, of_entry
@@ -127,8 +128,9 @@ class Spool:
 
     def waiting(self, top: str = "queue") -> Iterator[Placed]:
         """Waiting entries in start order, a segment at a time, so that a node reads no more than it needs."""
-        for place in [f"{top}/{name}" for name in self.segments(top)]:
-            yield from (Placed(place, entry) for entry in self.entries(place))
+        for places in [[f"{top}/{name}" for name in names] for names in entry_room.together(self.segments(top))]:
+            found = [Placed(place, entry) for place in places for entry in self.entries(place)]
+            yield from found if len(places) == 1 else sorted(found, key=lambda at: order(at.entry))
 
     def on_node(self, node: str, top: str = "running", *, lasting: bool = False) -> list[Placed]:
         """What is claimed by or runs on a node; `lasting` if it is our own, which has made its directories."""
@@ -156,9 +158,9 @@ class Spool:
         """The groups that exist, newest first."""
         return sorted((int(n) for n in fsops.names(f"{self.root}/done") if home.is_number(n)), reverse=True)
 
-    def find(self, job_id: int) -> Placed:
+    def find(self, job_id: int | str) -> Placed:
         """
-        Where a job is now.
+        Where a job is now, or a chunk of an array by its `entry.unit`; by the id of an array any of them.
 
         Looks in the direction in which jobs move, twice, since one that moves back (requeue) can be
         missed; an id that has a home but no entry was never submitted whole.
@@ -173,10 +175,10 @@ class Spool:
             self.check_same()  # where nothing is mounted no job is
         raise NotFound(f"job {job_id}: no such job in {self.root} (never submitted, or removed after its retention)")
 
-    def lookup(self, top: str, job_id: int) -> Placed | None:
+    def lookup(self, top: str, job_id: int | str) -> Placed | None:
         """A job's entry under one top, or None."""
-        for place in self._places(top, job_id):
-            if match := [entry for entry in self.entries(place) if entry.id == job_id]:
+        for place in self._places(top, int(str(job_id).partition("_")[0])):
+            if match := [entry for entry in self.entries(place) if job_id in (entry.id, entry.unit)]:
                 return Placed(place, max(match, key=lambda entry: entry.gen))
         return None
 
@@ -184,22 +186,23 @@ class Spool:
         if top == "done":
             return [f"done/{job_id // HOMES}"]
         children = sorted(fsops.names(f"{self.root}/{top}"))
-        return [f"{top}/{n}" for n in children if top not in ("queue", "held") or segment_holds(n, job_id)]
+        holds = entry_room.segment_holds
+        return [f"{top}/{n}" for n in children if top not in ("queue", "held") or holds(n, job_id)]
 
     # --- submitting
 
     def submit(self, job_id: int, entry: Entry) -> Placed:
         """
-        Commit a filled home: one rename of its private entry. After this the job exists.
+        Commit a filled home: one rename of its private entry, or of a directory of them, an array's. Then it exists.
 
         Raises:
             TryAgain: nobody can tell whether the rename happened; the job may exist, never twice.
             OSError: refused; the job does not exist.
         """
         top = "held" if entry.held else "queue"
-        target = Placed(place_of(top, entry), entry)
+        target = Placed(f"{top}/{entry_room.array_segment(entry)}" if entry.chunk else place_of(top, entry), entry)
         private = f"{home.path_of(self.root, job_id)}/{home.PRIVATE_ENTRY}"
-        answer = fsops.move(private, f"{self.root}/{target.path}")
+        answer = fsops.move(private, f"{self.root}/{target.place if entry.chunk else target.path}")
         # only we know this private name: gone, in a home that is there, means committed, perhaps claimed since
         if answer is Answer.UNKNOWN:
             raise TryAgain(f"job {job_id}: the spool does not say whether it was submitted; ask `spoolq show {job_id}`")
@@ -222,19 +225,14 @@ class Spool:
 
     def make_durable(self, places: Iterable[Placed]) -> None:
         """Let the names of entries survive a power loss of the server, which may be this machine."""
-        for place in {placed.place for placed in places}:
+        for place in {place for at in places for place in (at.place, *([at.top] if at.entry.chunk else []))}:
             with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
                 fsops.sync_directory(f"{self.root}/{place}")
 
     # --- transitions: one rename each
 
     def transfer(self, at: Placed, top: str, entry: Entry, node: str = "") -> tuple[Answer, Placed]:
-        """
-        Rename an entry; the one place where states change.
-
-        Returns:
-            (WON, where it is now), or (LOST | UNKNOWN, where it would be).
-        """
+        """Rename an entry, the one place where states change: WON and where it is, or LOST or UNKNOWN."""
         assert (at.top, top) in TRANSITIONS, f"{at.top} -> {top} is no transition"
         assert entry.gen == at.entry.gen + 1, "every rename raises gen"
         entry = fitting(entry if top == at.top else leaving(entry, at.top))

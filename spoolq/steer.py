@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     what must be known also off a terminal: that a request has to wait.
     """
 
-    id: int
+    id: int | str
     done: str
     text: str
     failed: bool = False
@@ -113,8 +113,10 @@ def requeue(argv: list[str]) -> int:
     """`requeue JOB..`."""
     given = arguments.parse(REQUEUE, argv)
     if given.has("failed"):
-        given.values.setdefault("state", []).append("failed,timeout,out_of_memory,node_fail")
-    return act_on(REQUEUE, given, requeue_step(), ended=True)
+        # a chunk is cancelled also if some of its tasks failed, see --max-fails
+        states = "failed,timeout,out_of_memory,node_fail" + (",cancelled" if given.words else "")
+        given.values.setdefault("state", []).append(states)
+    return act_on(REQUEUE, given, requeue_step(failed=given.has("failed")), ended=True)
 
 
 # --- one job at a time
@@ -137,7 +139,19 @@ def act_on(command: Command, given: Given, step: Step, *, ended: bool) -> int:
     chosen = selector.select(spool, words, filters, ended=ended or bool(filters.states))
     for message in chosen.missing:
         arguments.complain(message)
-    outcomes = [do(spool, placed, step) for placed in chosen.jobs]
+    jobs = chosen.jobs
+    if not ended:  # of an array what has ended is not meant, unless all of it has
+        live = {placed.entry.id for placed in jobs if placed.top != "done"}
+        jobs = [placed for placed in jobs if placed.top != "done" or placed.entry.id not in live]
+    outcomes = []
+    for placed in jobs:
+        numbers = chosen.tasks.get(placed.entry.unit)
+        one = step if numbers is None else part_step(command, numbers)
+        outcomes.append(do(spool, placed, one))
+    if len(outcomes) > 1 and not given.has("json"):
+        from spoolq import part
+
+        outcomes = part.together(outcomes)
     show(given, outcomes)
     if not outcomes and not chosen.missing:
         arguments.complain("no job passes the filter")
@@ -147,7 +161,7 @@ def act_on(command: Command, given: Given, step: Step, *, ended: bool) -> int:
 
 def do(spool: Spool, placed: Placed, step: Step) -> Outcome:
     """Do it, looking again where the job is as often as somebody else moves it."""
-    job_id = placed.entry.id
+    job_id = placed.entry.unit
     try:
         for _ in range(TRIES):
             outcome = step(spool, placed)
@@ -162,6 +176,21 @@ def do(spool: Spool, placed: Placed, step: Step) -> Outcome:
         hint = " (whose job is it?)" if isinstance(error, PermissionError) else ""
         return Outcome(job_id, "", f"job {job_id}: {error.strerror}{hint}", failed=True)
     return Outcome(job_id, "", f"job {job_id}: is being moved all the time, try again", failed=True)
+
+
+def part_step(command: Command, numbers: list[int]) -> Step:
+    """The step for some tasks of a chunk that is not meant whole."""
+    from spoolq import part
+
+    if command is KILL:
+        return part.kill(numbers)
+    if command is REQUEUE:
+        return part.requeue(numbers)
+
+    def refuse(_spool: Spool, placed: Placed) -> Outcome | None:
+        return nothing(placed, f"is one entry for all of its tasks: {command.name} {placed.entry.unit}", failed=True)
+
+    return refuse
 
 
 def show(given: Given, outcomes: Sequence[Outcome]) -> None:
@@ -212,14 +241,15 @@ def request(spool: Spool, placed: Placed, verb: str, done: str, text: str, **arg
 
     entry = placed.entry
     tag = f"{time.time_ns():x}.{os.getpid():x}"
+    args |= {"chunk": entry.chunk[1:]} if entry.chunk else {}
     spool.request(placed.node, verb, entry.id, {"attempt": entry.attempt, **args}, tag)
     note = roster.waits_note(roster.look_at(spool, placed.node, None))
-    return Outcome(entry.id, done, f"job {entry.id}: {text}", note=note)
+    return Outcome(entry.unit, done, f"job {entry.unit}: {text}", note=note)
 
 
 def nothing(placed: Placed, text: str, *, failed: bool = False) -> Outcome:
     """Nothing to do, and why."""
-    return Outcome(placed.entry.id, "", f"job {placed.entry.id}: {text}", failed)
+    return Outcome(placed.entry.unit, "", f"job {placed.entry.unit}: {text}", failed)
 
 
 def over(placed: Placed) -> Outcome:
@@ -227,7 +257,8 @@ def over(placed: Placed) -> Outcome:
     return nothing(placed, f"has already ended ({placed.state.name}, {placed.entry.ending})")
 
 
-def _taken_over(placed: Placed) -> Outcome:
+def taken_over(placed: Placed) -> Outcome:
+    """Somebody else decides about it at this moment."""
     return nothing(placed, f"node {placed.node} is just deciding about it, try again", failed=True)
 
 
@@ -250,7 +281,7 @@ def kill_step(number: int | None) -> Step:
         if placed.top == "done":
             return over(placed)
         if placed.top == "reaping":
-            return _taken_over(placed)
+            return taken_over(placed)
         if placed.top == "running":
             if number is None:
                 return request(spool, placed, "kill", "requested", f"{placed.node} is asked to kill it")
@@ -268,13 +299,13 @@ def _cancel(spool: Spool, placed: Placed) -> Outcome | None:
     detail = f"cancelled by {selector.me()} before it started"
     answer = deliver.finish_unstarted(spool, placed, "cancelled", detail, writer())
     if answer is Answer.UNKNOWN:
-        now = spool.find(placed.entry.id)
+        now = spool.find(placed.entry.unit)
         if now.top != "done" or now.entry.gen != placed.entry.gen + 1 or now.entry.ending != "cancelled":
             return None
         deliver.write_unstarted(spool, placed.entry, "cancelled", detail, writer())
     elif answer is Answer.LOST:
         return None
-    return Outcome(placed.entry.id, "cancelled", f"job {placed.entry.id}: cancelled")
+    return Outcome(placed.entry.unit, "cancelled", f"job {placed.entry.unit}: cancelled")
 
 
 def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
@@ -283,7 +314,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "done":
         return over(placed)
     if placed.top == "reaping":
-        return _taken_over(placed)
+        return taken_over(placed)
     if placed.top == "running":
         if entry.suspended and not entry.aside:
             return nothing(placed, "is suspended already")
@@ -296,7 +327,7 @@ def hold_step(spool: Spool, placed: Placed) -> Outcome | None:
         answer, target = spool.hold(placed)
     if settled(spool, answer, placed, target) is Answer.LOST:
         return None
-    return Outcome(entry.id, "held", f"job {entry.id}: held")
+    return Outcome(entry.unit, "held", f"job {entry.unit}: held")
 
 
 def release_step(spool: Spool, placed: Placed) -> Outcome | None:
@@ -305,7 +336,7 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
     if placed.top == "done":
         return over(placed)
     if placed.top == "reaping":
-        return _taken_over(placed)
+        return taken_over(placed)
     if placed.state is State.SUSPENDED:
         return request(spool, placed, "resume", "requested", f"{placed.node} is asked to resume it")
     if placed.top != "held":
@@ -319,7 +350,7 @@ def release_step(spool: Spool, placed: Placed) -> Outcome | None:
         return None
     spool.committed([target])
     then = "; it waits for other jobs" if held else "; it waits for its time" if target.entry.held else ""
-    return Outcome(entry.id, "released", f"job {entry.id}: released{then}")
+    return Outcome(entry.id, "released", f"job {entry.unit}: released{then}")
 
 
 def next_hold(spool: Spool, entry: Entry) -> str:
@@ -331,56 +362,11 @@ def next_hold(spool: Spool, entry: Entry) -> str:
     return parents.next_hold(spool, entry)
 
 
-def requeue_step() -> Step:
-    """
-    The step of `requeue`: run again what ended; kill and run again what runs.
+def requeue_step(*, failed: bool = False) -> Step:
+    """The step of `requeue`: see `afresh`."""
+    from spoolq import afresh
 
-    One that was run again since it was first seen is left alone: that was this command, whose rename had
-    no answer, or somebody else with the same wish (simulation: one `requeue` made two runs).
-    """
-    first: dict[int, int] = {}
-
-    def step(spool: Spool, placed: Placed) -> Outcome | None:
-        entry = placed.entry
-        if entry.attempt > first.setdefault(entry.id, entry.attempt):
-            return Outcome(entry.id, "requeued", f"job {entry.id}: queued again as attempt {entry.attempt}")
-        return _requeue(spool, placed)
-
-    return step
-
-
-def _requeue(spool: Spool, placed: Placed) -> Outcome | None:
-    from spoolq import home
-
-    entry = placed.entry
-    if placed.top == "running":
-        return request(spool, placed, "requeue", "requested", f"{placed.node} is asked to kill it and queue it again")
-    if placed.top == "reaping":
-        return _taken_over(placed)
-    if placed.top != "done":
-        return nothing(placed, f"has not started yet ({placed.state.name})")
-    # the old result goes first: the next attempt may end before we return
-    home.set_aside(spool.root, entry.id, entry.attempt)
-    try:
-        answer, target = _queue_again(spool, placed)
-    except (OSError, SpoolqError):
-        home.bring_back(spool.root, entry.id, entry.attempt)
-        raise
-    if settled(spool, answer, placed, target) is Answer.LOST:
-        return None
-    spool.committed([target])
-    return Outcome(entry.id, "requeued", f"job {entry.id}: queued again as attempt {target.entry.attempt}")
-
-
-def _queue_again(spool: Spool, placed: Placed) -> tuple[Answer, Placed]:
-    held = next_hold(spool, placed.entry)
-    if placed.entry.more:
-        from spoolq import deliver, unique
-
-        job = deliver.read_job(spool, placed.entry.id)
-        if job and job.unique:
-            return unique.requeue(spool, placed, job, held)
-    return spool.requeue(placed, held=held)
+    return afresh.step_of(failed=failed)
 
 
 def edit(argv: list[str]) -> int:

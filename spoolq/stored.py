@@ -45,10 +45,12 @@ _TEXTS = [
     "kill_on_invalid_dep",
     "unique",
     "parent",
+    "array",
 ]
 _NUMBERS = [
     "priority",
     "retries",
+    "max_fails",
     "mem_factor",
     "time_factor",
 ]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from spoolq import environment, home, mount, options, patience, request, stored, where
-from spoolq.entry import label_of
+from spoolq.entry import Entry, label_of
 from spoolq.errors import RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Parsed
@@ -183,13 +183,16 @@ def _fitting(data: bytes) -> bytes:
 
 def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
     try:
-        home.fill(spool.root, job_id, data, env=environment.pack(asked.env), script=asked.script)
+        packed, entry, array = environment.pack(asked.env), asked.job.entry(job_id), bool(asked.job.array)
+        home.fill(spool.root, job_id, data, env=packed, script=asked.script, entry=not array)
+        if array:
+            entry = fill_array(spool, asked.job, entry)
         if _tied(asked.job):
             from spoolq import ties
 
             ties.before(spool, asked.job, job_id)
         patience.so_far(lambda: f"perhaps submitted; ask `spoolq show {job_id}`")
-        placed = spool.submit(job_id, asked.job.entry(job_id))
+        placed = spool.submit(job_id, entry)
         if asked.job.unique:
             from spoolq import unique
 
@@ -202,6 +205,18 @@ def _commit(spool: Spool, job_id: int, asked: Asked, data: bytes) -> Placed:
         if error.errno in FULL:
             raise TryAgain(f"{spool.root}: {error.strerror}: nothing was submitted; make room and try again") from error
         raise
+
+
+def fill_array(spool: Spool, job: Job, base: Entry) -> Entry:
+    """The entries of an array, made ready to be committed together; returns the first."""
+    from spoolq import array, tasks
+
+    wants = base.wants.items()
+    nodes = [facts["capacity"] for name in spool.nodes() if (facts := spool.read_node(name)) and "capacity" in facts]
+    room = [min(has.get(name, 0) // amount for name, amount in wants if amount) for has in nodes]
+    found = array.entries(base, array.parse(job.array), max(sum(room), array.WORKERS))
+    tasks.fill(spool.root, base.id, [entry.name for entry in found])
+    return found[0]
 
 
 def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:

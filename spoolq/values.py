@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from spoolq import array as tasks
 from spoolq import depend as dependency
 from spoolq.constraint import parse as parse_constraint
 from spoolq.environment import parse_export
@@ -73,7 +74,7 @@ def time(text: str) -> Fields:
 
 
 def whole(option: str, low: int, high: int, sign: int = 1) -> Callable[[str], Fields]:
-    field = "priority" if option == "nice" else option
+    field = "priority" if option == "nice" else option.replace("-", "_")
 
     def parse(text: str) -> Fields:
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text):
@@ -213,6 +214,10 @@ def flag(fields: Fields) -> Callable[[str], Fields]:
 def export(text: str) -> Fields:
     parse_export(text)
     return {"export": text}
+
+
+def array(text: str) -> Fields:
+    return {"array": tasks.show(tasks.parse(text))}
 
 
 def umask(text: str) -> Fields:

@@ -178,9 +178,9 @@ def test_what_runs_where_and_what_waits_why():
     ]
     assert [row.entry.id for row in arranged(rows)] == [6, 5, 8, 9, 7, 3]
     lines = job_lines(rows)
-    assert lines[0] == "      ID  NAME   USER  ST     CPUS   MEM    TIME/LIMIT  NODE/REASON"
-    assert lines[1] == "6[1-100]  -      -     R         1  500M           -/-  n1"
-    assert lines[2] == "       5  align  anna  R         1  500M  1:15/1:00:00  n2"
+    assert lines[0] == "     ID  NAME   USER  ST     CPUS   MEM    TIME/LIMIT  NODE/REASON"
+    assert lines[1] == "6_1-100  -      -     R         1  500M           -/-  n1"
+    assert lines[2] == "      5  align  anna  R         1  500M  1:15/1:00:00  n2"
     assert lines[3].endswith("1 gpu:2  500M           -/-  (Priority: x)")
     assert lines[6].endswith("F         1  500M           -/-  exit1")
 
