@@ -210,11 +210,11 @@ def test_a_dropped_file_is_there_after_it_was_away(world, monkeypatch):
     real = intake.Intake._parse
     away = [True]
 
-    def parse(self, name, path):
+    def parse(self, name, path, **more):
         if away:
             away.clear()
             go(world)
-        return real(self, name, path)
+        return real(self, name, path, **more)
 
     monkeypatch.setattr(intake.Intake, "_parse", parse)
     for _ in range(3):
