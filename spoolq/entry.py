@@ -253,7 +253,8 @@ def together(names: Iterable[str]) -> list[list[str]]:
 
 def order(entry: Entry) -> tuple[int, int, int]:
     """The key of the one order on all nodes: rank, then id, then the place in its array."""
-    return (entry.rank, entry.id, int(entry.chunk[1:].partition("-")[0]) if entry.chunk else 0)
+    low = entry.chunk[1:].partition("-")[0]
+    return (entry.rank, entry.id, int(low) if low.isdecimal() else 0)
 
 
 def asked(entry: Entry) -> tuple[float, int]:

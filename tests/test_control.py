@@ -25,7 +25,7 @@ def daemon(spool, job):
     """What `control` needs of the daemon of n1."""
     spool.enter_node("n1")
     live = {job.entry.id: Live(job, None)}
-    return SimpleNamespace(spool=spool, node="n1", live=live, ended=[], carried_out=set(), family=None)
+    return SimpleNamespace(spool=spool, node="n1", live=live, chunks={}, ended=[], carried_out=set(), family=None)
 
 
 @pytest.fixture
