@@ -291,6 +291,7 @@ class Heard:
     def __init__(self) -> None:
         self.ended: list = []
         self.live: dict = {}
+        self.task_ends: list = []
 
     def take_end(self, *what) -> None:
         self.ended.append(what)

@@ -79,6 +79,8 @@ JOBS = st.builds(
     targets=st.lists(TEXTS, max_size=3).map(tuple),
     if_stale=st.booleans(),
     ages=st.booleans(),
+    array=TEXTS,
+    max_fails=st.integers(0, 1_000_000),
     estimate=st.lists(TEXTS, max_size=3).map(tuple),
     stage_in=st.lists(TEXTS, max_size=3).map(tuple),
     stage_out=st.lists(TEXTS, max_size=3).map(tuple),
