@@ -292,6 +292,7 @@ class Heard:
         self.ended: list = []
         self.live: dict = {}
         self.task_ends: list = []
+        self.chunks: dict = {}
 
     def take_end(self, *what) -> None:
         self.ended.append(what)
