@@ -4,6 +4,7 @@ Plays a node for tests of commands: claims what waits, runs it, delivers, obeys 
 In a thread of its own; looks every few milliseconds, so that tests need no sleeps of their own.
 """
 
+import _thread
 import json
 import os
 import signal
@@ -60,6 +61,13 @@ class Node(threading.Thread):
             process.wait()
 
     def run(self):
+        try:
+            self.play()
+        except BaseException:  # whoever waits for its jobs would wait for ever
+            _thread.interrupt_main()
+            raise
+
+    def play(self):
         while not self.over.wait(0.003):
             for waiting in self.spool.waiting():
                 answer, at = self.spool.claim(waiting, NODE)
@@ -89,7 +97,7 @@ class Node(threading.Thread):
                 files.append(files[0])
                 continue
             fill = {"j": str(job_id), "x": job.name, "u": job.user, "N": NODE, "r": str(at.entry.attempt)}
-            target = home.output_path(root, job_id, pattern, stream, fill, job.chdir)
+            target = home.output_path(root, at.entry, pattern, stream, fill, job.chdir)
             files.append(open(target, "wb"))  # noqa: SIM115  # closed below
             if pattern is not None:
                 os.symlink(target, f"{path}/{stream}")
