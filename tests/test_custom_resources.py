@@ -243,8 +243,9 @@ def test_why_a_job_waits_for_a_pool(cluster: Cluster):
     second = cluster.sub("-c", "1", "-g", "matlab:2", "-w", "n2", "true")
     text = said(cluster, second, "needs 2 matlab, 1 of 3 free; all nodes share matlab")
     assert f"job {first} holds 2 matlab" in text
+    cluster.until(lambda: os.path.exists(cluster.home(second, "why/n2")), "n2 knows that it cannot start")
     cluster.until(lambda: cluster.place(second) == "queue", "it is not claimed any more, if it was")
-    third = cluster.sub("-c", "1", "-g", "matlab:1", "true")
+    third = cluster.sub("-c", "1", "-g", "matlab:1", "-w", "n2", "true")
     other = cluster.sub("-c", "1", "true")
     assert "COMPLETED" == cluster.result(other)["state"], "who takes nothing of the pool waits for nobody"
     cluster.until(lambda: os.path.exists(cluster.home(third, "why/n2")), "n2 says why")
