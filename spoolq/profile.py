@@ -231,14 +231,20 @@ class Judge:
             raise EOFError
         to, of = self._child.stdin.fileno(), self._child.stdout.fileno()
         until, view, got = time.monotonic() + limit_s, memoryview(line), b""
+        poller = select.poll()  # a node with many jobs has more descriptors than select() takes
+        poller.register(of, select.POLLIN)
+        if view:
+            poller.register(to, select.POLLOUT)
         while not got.endswith(b"\n"):
             left = until - time.monotonic()
-            ready = select.select([of], [to] if view else [], [], max(0.0, left))
-            if left <= 0 or not (ready[0] or ready[1]):
+            ready = dict(poller.poll(max(0.0, left) * 1000))
+            if left <= 0 or not ready:
                 raise TimeoutError
-            if ready[1]:
+            if to in ready:
                 view = view[os.write(to, view) :]
-            if ready[0]:
+                if not view:
+                    poller.unregister(to)
+            if of in ready:
                 part = os.read(of, 1 << 16)
                 if not part:
                     raise EOFError

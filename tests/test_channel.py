@@ -21,8 +21,10 @@ def ends():
 def everything(channel, count):
     """The next `count` messages."""
     found = []
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
     while len(found) < count:
-        select.select([channel], [], [], 60)
+        poller.poll(60_000)
         found += channel.receive()
     return found
 
