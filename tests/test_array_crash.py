@@ -4,7 +4,6 @@ Every file operation of submitting and running an array, interrupted once: no ta
 As `test_crash_points` does for jobs; here the entries are chunks, and what counts is each task's start and line.
 """
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -20,16 +19,6 @@ from tests.faults import Died, faulty
 from tests.world import World
 
 CHUNKS = ["a1-3", "a4"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open():
-    """Hundreds of daemons die here, and what each had open would stay so in this process."""
-    before = set(os.listdir("/proc/self/fd"))
-    yield
-    for fd in set(os.listdir("/proc/self/fd")) - before:
-        with contextlib.suppress(OSError):
-            os.close(int(fd))
 
 
 def submit(world: World, **facts: object) -> None:

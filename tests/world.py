@@ -20,11 +20,16 @@ SPOOL_TEXT = 'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = 
 POLICY = SPOOL_TEXT.encode() + b"[limits]\nsettle_s = 0\nmin_free_mb = 0\n"
 
 
+def open_now() -> set[str]:
+    """The numbers of this process's open files, without that of the listing itself."""
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
 class World:
     """A spool, a runner that outlives daemons, and what a submitter was told."""
 
     def __init__(self, path: str, monkeypatch: pytest.MonkeyPatch, *, ends: bool = True) -> None:
-        self.open_before = set(os.listdir("/proc/self/fd"))
+        self.open_before = open_now()
         self.root, self.state = f"{path}/spool", f"{path}/state"
         self.chdir = path
         monkeypatch.setattr(fsops, "os", Faulty())  # deaths of processes only: the page cache is durable enough
@@ -85,7 +90,7 @@ class World:
 
     def close(self) -> None:
         """Close what dead daemons had open."""
-        for fd in set(os.listdir("/proc/self/fd")) - self.open_before:
+        for fd in open_now() - self.open_before:
             with contextlib.suppress(OSError):
                 os.close(int(fd))
 
