@@ -8,9 +8,7 @@ Invariant: killing this at any line loses nothing: the entry's place, the runner
 all that a new daemon needs (see `recover`). Nothing is claimed while unable to beat.
 """
 
-import contextlib
 import logging
-import os
 import random
 import select
 from collections.abc import Callable, Mapping
@@ -365,12 +363,7 @@ class Daemon(Agenda):
         self.live.pop(live.at.entry.unit, None)
         self.chunks.pop(live.at.entry.unit, None)
         self.around.forget((live.at.entry.unit, live.at.entry.attempt))
-        for fd in live.outputs:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        live.outputs = ()
-        if live.scratch:
-            self.scratch.give_back(live.scratch)
+        chunk.clear(self, live)
 
     # --- delivering
 

@@ -15,6 +15,15 @@ import psutil
 PATIENCE_S = 60.0  # generous: the machine may be busy; nothing here asserts how long something takes
 
 
+def read(path: str) -> str:
+    """A file's text, or empty."""
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 class Cluster:
     """
     Args:

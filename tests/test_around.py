@@ -15,16 +15,7 @@ from spoolq.config import Settings
 from spoolq.entry import parse_name
 from spoolq.errors import Misconfigured
 from spoolq.job import Job
-from tests.cluster import Cluster
-
-
-def read(path: str) -> str:
-    """A file's text, or empty."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
+from tests.cluster import Cluster, read
 
 
 def program(cluster: Cluster, name: str, text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import spoolq
-from tests.cluster import Cluster
+from tests.cluster import Cluster, read
 
 
 def test_a_job_runs_and_leaves_all_beside_itself(cluster: Cluster):
@@ -331,15 +331,6 @@ def touch(path: str) -> None:
     """Make a file."""
     with open(path, "w"):
         pass
-
-
-def read(path: str) -> str:
-    """A file's text, or empty."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def test_more_than_the_machine_has_is_lent_with_a_warning(cluster: Cluster):

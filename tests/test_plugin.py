@@ -5,7 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, read
 
 DOC = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
 
@@ -32,15 +32,6 @@ def install(cluster: Cluster, module: str, code: str, groups: dict[str, dict[str
         )
     if site not in cluster.env.get("PYTHONPATH", ""):
         cluster.env["PYTHONPATH"] = f"{site}:{cluster.env.get('PYTHONPATH', '')}"
-
-
-def read(path: str) -> str:
-    """A file's text, or empty."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def drop(cluster: Cluster, name: str, text: str) -> None:

@@ -8,7 +8,7 @@ from spoolq import config, options, profile, where
 from spoolq.errors import JobFileError, Misconfigured, UsageError
 from spoolq.options import Pair
 from spoolq.resources import CPUS, MEM, UNIT
-from tests.cluster import Cluster
+from tests.cluster import Cluster, read
 
 POLICY = b'format = 1\nuuid = "u"\nname = "n"\n'
 
@@ -27,15 +27,6 @@ def places(tmp_path, monkeypatch):
 def write(directory: str, name: str, text: str) -> None:
     with open(f"{directory}/{name}", "w") as file:
         file.write(text)
-
-
-def read(path: str) -> str:
-    """A file's text, or empty."""
-    try:
-        with open(path) as file:
-            return file.read()
-    except OSError:
-        return ""
 
 
 def rule(words=("prog", "arg"), pairs=(), *, script=None, name="", spool=b"", profile_s=20, plugins=False, **fields):
