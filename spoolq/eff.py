@@ -24,8 +24,7 @@ EFF = Command(
     "How much of what they asked for jobs used, and what would have done.",
     (
         Flag("newest", "n", "N", f"at most so many attempts, the newest; default {NEWEST}; or all"),
-        Flag("since", "", "TIME", "that ended since: 2025-03-01, 2025-03-01T16:00, today, 2h, 3d (ago)"),
-        Flag("until", "", "TIME", "that ended before"),
+        *past.WHEN_FLAGS,
         *selector.FILTER_FLAGS,
     ),
     "job",

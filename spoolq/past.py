@@ -22,14 +22,18 @@ from spoolq.state import State
 NEWEST = 50
 _KEYS = ("user", "name", "node", "state", "day")
 
+WHEN_FLAGS = (
+    Flag("since", "", "TIME", "that ended since: 2025-03-01, 2025-03-01T16:00, today, 2h, 3d (ago)"),
+    Flag("until", "", "TIME", "that ended before"),
+)
+
 HIST = Command(
     "hist",
     "[JOB..]",
     "Jobs that have ended: how, where, what they used. Every attempt is a line.",
     (
         Flag("newest", "n", "N", f"at most so many, the newest; default {NEWEST}; or all"),
-        Flag("since", "", "TIME", "that ended since: 2025-03-01, 2025-03-01T16:00, today, 2h, 3d (ago)"),
-        Flag("until", "", "TIME", "that ended before"),
+        *WHEN_FLAGS,
         Flag("failed", "", "", "only those that failed, ran out of time or memory, or lost their node"),
         Flag("by", "", "KEY", f"sums for each {', '.join(_KEYS)}", " ".join(_KEYS)),
         *selector.FILTER_FLAGS,
