@@ -222,6 +222,8 @@ def latest(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """
     The line that counts for each task: of the highest attempt; of one attempt that of a run before that of a skip.
 
+    A line PENDING says that this attempt is to run it, so any other of the same attempt says what became of that.
+
     Of two alike the one that ended first: whoever says it again later changes nothing.
     """
     found: dict[int, Mapping[str, Any]] = {}
@@ -233,8 +235,8 @@ def latest(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     return found
 
 
-def _weight(line: Mapping[str, Any]) -> tuple[int, bool]:
-    return line["attempt"], line.get("started") is not None
+def _weight(line: Mapping[str, Any]) -> tuple[int, bool, bool]:
+    return line["attempt"], line.get("state") != State.PENDING.name, line.get("started") is not None
 
 
 def failed(line: Mapping[str, Any]) -> bool:

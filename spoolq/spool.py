@@ -29,7 +29,7 @@ TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs
 MARKS = ("drain", "dead")  # files under nodes/<node>/: start nothing more; an operator says that it is off
 BY_NAME = frozenset(["kill", "requeue", "suspend", "resume"])  # requests that an empty file's name can make
 # me.a2.42.kill, 42.kill; of a chunk of an array 42_1-9.kill, of a task in it 42_1-9_7.kill
-_REQUEST = re.compile(r"(?:.*?\.)?(?:a(\d{1,6})\.)?(\d{1,18})(?:_(\d+(?:-\d+)?)(?:_(\d{1,9}))?)?\.([a-z]+)", re.A | re.S)
+_REQUEST = re.compile(r"(?as)(?:.*?\.)?(?:a(\d{1,6})\.)?(\d{1,18})(?:_(\d+(?:-\d+)?)(?:_(\d{1,9}))?)?\.([a-z]+)")
 _UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
@@ -339,7 +339,7 @@ class Spool:
     def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
         """Ask a node to do something to a job that runs there; executed at its next look."""
         tag += f".a{arguments['attempt']}" if "attempt" in arguments else ""
-        about = "_".join(str(part) for part in (job_id, arguments.get("chunk"), arguments.get("task")) if part is not None)
+        about = "_".join(str(n) for n in (job_id, arguments.get("chunk"), arguments.get("task")) if n is not None)
         path = f"{self.root}/nodes/{node}/control/{tag}.{about}.{verb}"
         try:
             fsops.publish(path, json.dumps({"verb": verb, "id": job_id, **arguments}).encode())

@@ -159,7 +159,8 @@ def _untrue(line: Line | None, last: int, truth: dict[Any, Line], key: str, *, w
     if whole and attempt < last:
         return f"attempt {last} was started, and the result is of {attempt}"
     if not line.get("started"):
-        return "" if state in ("CANCELLED", "NODE_FAIL") else f"{state}, and never ran"
+        launch = state == "FAILED" and line.get("exit_code") == 126  # its output could not be opened
+        return "" if launch or state in ("CANCELLED", "NODE_FAIL") else f"{state}, and never ran"
     real = truth.get((key, attempt))
     if real is None:
         return f"{state} as attempt {attempt}, which never ended"
@@ -184,7 +185,7 @@ def limits(trace: list[Event]) -> list[Violation]:
         if kind == "policy":
             most = event[2].get("most", 0)
         elif kind == "op" and event[3] == "rename" and (token := token_of(event[5])):
-            facts |= {key: (token.most, token.owner, token.rule) for key in runs_of(token.id)}
+            facts |= dict.fromkeys(runs_of(token.id), (token.most, token.owner, token.rule))
         elif kind == "fault" and event[3] in ("suspend_machine", "kill_family", "runner_dies_at_start"):
             off.add(event[2])
         elif kind == "end":

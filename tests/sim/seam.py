@@ -6,6 +6,7 @@ or look at a clock. Each gets a stand-in for the module it uses, for the time of
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import spoolq
-from spoolq import array, daemon, fsops, host, mount, presence, recover, request, rerun, steer
+from spoolq import array, daemon, fsops, host, mount, presence, recover, request, rerun, steer, tally
 from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
@@ -265,8 +266,11 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     yield array, "sizes", _sizes
     yield request, "warn", lambda message: None
     yield mount, "here_alone", lambda directory, root: False  # it looks at the real file system
-    # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
-    yield vars(rerun.Known)["recorded"], "lock", contextlib.nullcontext()
+    for owner in (rerun.Known, tally.Tally):
+        for found in vars(owner).values():
+            # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
+            if isinstance(found, functools.cached_property):
+                yield found, "lock", contextlib.nullcontext()
 
 
 @contextlib.contextmanager
