@@ -109,6 +109,13 @@ def again(trace: list[Event]) -> list[Violation]:
 # --- I17
 
 
+def ended_unheard(trace: list[Event]) -> set[int]:
+    """Jobs that waited for others, and were ended while they did."""
+    renames = [e for e in trace if e[1] == "op" and e[3] == "rename" and e[4].startswith("held/")]
+    found = [token for e in renames if e[5].startswith("done/") and (token := token_of(e[4]))]
+    return {job_of(token.id) for token in found if "HD" in token.facts}
+
+
 def results(trace: list[Event]) -> list[Violation]:
     """At the end every task has a result, which is true, and its chunk says no more and no less."""
     found: list[Violation] = []
@@ -124,7 +131,8 @@ def results(trace: list[Event]) -> list[Violation]:
     asked = {target for verb, _, target in asks if verb == "requeue"}
     made = [event[4] for event in trace if event[1] == "op" and event[3] == "create"]
     bounded = {int(path.split("/")[2]) for path in made if re.match(r"jobs/\d+/\d+/failed/", path)}  # --max-fails
-    children = {event[3] for event in trace if event[1] == "depends"}
+    told = {job_of(event[3]) for event in trace if event[1] == "ack"}
+    children = {event[3] for event in trace if event[1] == "depends"} | ended_unheard(trace) - told
     for event in trace:
         if event[1] != "chunk":
             continue

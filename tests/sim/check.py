@@ -203,12 +203,7 @@ def ends(trace: list[Event]) -> list[Violation]:
     for event in trace:
         ended.see(event)
     told = {e[3] for e in trace if e[1] == "ack"}
-    unheard = {  # children that nobody was told of, ended for their parents
-        token.id
-        for e in trace
-        if e[1] == "op" and e[3] == "rename" and e[4].startswith("held/") and e[5].startswith("done/")
-        if (token := token_of(e[4])) and "HD" in token.facts and token.id not in told
-    }
+    unheard = arrays.ended_unheard(trace) - told  # children that nobody was told of
     orphans = unheard | {e[3] for e in trace if e[1] == "depends" and ended.never(e[4], str(e[5]))}
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
