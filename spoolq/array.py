@@ -249,6 +249,11 @@ def _worth_another(line: Mapping[str, Any], retries: int) -> bool:
     return line.get("state") not in final and line["attempt"] <= retries
 
 
+def settled(line: Mapping[str, Any], retries: int) -> bool:
+    """Whether a result is the last word: nobody wants that task to run again."""
+    return line.get("state") != State.PENDING.name and not _worth_another(line, retries)
+
+
 def due(entry: Entry, spec: Spec, known: Mapping[int, Mapping[str, Any]], retries: int = 0) -> list[int]:
     """
     The tasks of a chunk that its attempt has to run, in order.

@@ -5,7 +5,8 @@ Invariants, numbered as in the reliability notes:
 I1 one entry per job, I2 legal moves by those entitled, I3 fresh names and gen + 1, I4 acknowledged is
 durable, I5 nothing lost, I6 completed once, I7 one runner at a time, I8 rerun rule, I9 started only with
 a lease that was good when the claim was sent, I10 cpus within the capacity, I11 what is visible is whole,
-I12 results are true, I15 no growth, I16 children wait for their parents; V1 to V6 in the calm at the end.
+I12 results are true, I15 no growth, I16 children wait for their parents, I17 results of tasks are there and true,
+I18 no more tasks of an array and I19 no more jobs of a user at once than may be; V1 to V6 in the calm at the end.
 Not seen here: I13 (whose processes) and I14 (a daemon of root) are rules about system users, which a
 simulation has none of: `tests/test_run_real.py`, `tests/test_hostile*.py`. I10 for memory that jobs really
 use: `tests/test_supervise.py`. I12 for output bytes and rusage: `tests/test_end_to_end.py`.
