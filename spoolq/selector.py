@@ -43,7 +43,7 @@ _GROUPS = {
     "all": frozenset(State),
 }
 _STATES = {word.lower(): frozenset((state,)) for state in State for word in (state.name, state.value)} | _GROUPS
-HELP_WORDS = "JOB: 42, 40-45, 42,44, 42_7, last_7, 42_[3-9] of an array, last (your newest), @name, all (of yours not ended)"
+HELP_WORDS = "JOB: 42, 40-45, 42_7, last_7, 42_[3-9] of an array, last (your newest), @name, all (of yours not ended)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
