@@ -19,7 +19,10 @@ log = logging.getLogger("spoolq")
 def deliver_ended(daemon: "Daemon") -> None:
     """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
     if daemon.task_ends:
-        chunk.record_ends(daemon)
+        try:
+            chunk.record_ends(daemon)
+        finally:
+            recover.note_lost(daemon)
         chunk.advance(daemon)
     end_with_parents(daemon)
     ready, failed = ship.ship_all(daemon.spool, daemon.state_dir, daemon.ended)
