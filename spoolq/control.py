@@ -99,8 +99,7 @@ def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[Ke
     job_id, attempt = unit_of(request), request.get("attempt")
     live = daemon.live.get(job_id)
     if request["verb"] == "lend":  # counted by `lend`; it stays for as long as its sender waits
-        here = live is not None and attempt == live.at.entry.attempt
-        return Verdict.STAYS if here and lend.waits(request) else Verdict.DONE
+        return Verdict.STAYS if lend.here(daemon, request) and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
     if "chunk" not in request and (mine := [one.live for one in daemon.chunks.values() if one.entry.id == job_id]):
