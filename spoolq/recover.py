@@ -107,6 +107,10 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    lost = read_lost(daemon.state_dir)
+    for (unit, attempt), job in by_key.items():
+        if job["state"] == "ended" and (detail := lost.get(f"{unit}.{attempt}")):
+            deliver.mark_lost(job["ended"], detail)
     daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
@@ -162,8 +166,10 @@ def complete_result(daemon: "Daemon", key: tuple[int, int], known: Known) -> Non
         if known.state(key) == "ended":
             entry, record = at.entry._replace(attempt=key[1], gen=known.jobs[key]["gen"]), known.recorded.get(key)
             item = Finished(at._replace(entry=entry), known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
+            ours = at.top == "done" and at.entry.attempt == key[1] and record and record["gen"] == at.entry.gen
+            item.record = record if ours else None  # it may know more: that an output was lost is told only once
             deliver.prepare(item, daemon.node)
-            if at.top != "done" or at.entry.attempt != key[1] or not record or record["gen"] != at.entry.gen:
+            if not ours:
                 if not record:
                     daemon.spool.record(deliver.today(), daemon.node, [item.line])
                 home.keep_late(daemon.spool.root, *key, item.result)
@@ -222,7 +228,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = None
     if live is None:
         local = ship.kept(daemon.state_dir, key)
-        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
+        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, at.entry)
         read = deliver.read_job(daemon.spool, key[0])
         ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
         live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
@@ -232,8 +238,6 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
     if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
-        if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
-            deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
     conform(daemon, live, job)
@@ -262,8 +266,8 @@ def note_lost(daemon: "Daemon") -> None:
     is full would find an end without it, and report success (seen on real NFS).
     """
     lost = {
-        f"{item.at.entry.id}.{item.at.entry.attempt}": item.ended["detail"]
-        for item in daemon.ended
+        f"{item.at.entry.unit}.{item.at.entry.attempt}": item.ended["detail"]
+        for item in (*daemon.ended, *(item for _, item in daemon.task_ends))
         if item.ended.get("reason") == deliver.OUTPUT_LOST
     }
     if lost == read_lost(daemon.state_dir):

@@ -88,7 +88,7 @@ def test_others_are_not_kept_back(world, monkeypatch):
     world.runner.end((1, 1))
     world.runner.end((2, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(fsops, "copy", lambda *_, **__: fsops.size_of(-1))
+        patch.setattr(fsops, "copy", lambda *_, **__: fsops.facts_of(-1))
         world.turn(node)
     assert ("running", "done") == (world.at(1).top, world.at(2).top)
     world.turn(node)
