@@ -11,6 +11,7 @@ import time
 import traceback
 from typing import NamedTuple
 
+from tests.nfs import capabilities  # noqa: F401  # registers its scenarios
 from tests.nfs.check import Verdict
 from tests.nfs.lab import Lab, missing
 from tests.nfs.scenarios import SCENARIOS, undo
