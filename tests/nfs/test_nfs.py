@@ -23,7 +23,12 @@ def labs():
         if vers not in made:
             for other in list(made):
                 made.pop(other).close()
-            made[vers] = Lab(vers, lease_s=SHORT_LEASE_S)
+            try:
+                made[vers] = Lab(vers, lease_s=SHORT_LEASE_S)
+            except Exception as error:  # a machine that does not boot says nothing about spoolq
+                pytest.skip(f"real NFS was NOT tested: {error}")
+        if trouble := made[vers].trouble():
+            pytest.skip(f"real NFS was NOT tested: {trouble}")
         return made[vers]
 
     yield lab
@@ -34,5 +39,7 @@ def labs():
 @pytest.mark.parametrize(("vers", "name", "jobs"), SHORT)
 def test_no_job_is_lost_or_runs_twice_and_each_result_is_its_own(labs, vers, name, jobs):
     row = run(labs(vers), name, jobs)
-    assert row.good, row.wrong()
+    assert not row.failed, row.wrong()
+    if row.trouble:
+        pytest.skip(f"real NFS was NOT tested: {row.trouble}")
     assert row.jobs >= jobs

@@ -27,6 +27,7 @@ CACHE = os.environ.get("SPOOLQ_NFSLAB_CACHE") or os.path.join(
 KERNEL = f"{CACHE}/kernel"
 PROGRAMS = "qemu-system-x86_64 busybox modprobe mkfs.ext4 ip exportfs rpc.nfsd mount.nfs rpcbind"
 NET, CONTROL = "10.77.0", "10.78.0"  # NFS; our commands
+SLOW_S = 20  # a Python that takes longer to start in a machine: nothing can be told from what is late; 2 are usual
 BOOT_S = 300  # beside much other load; a machine that hangs at boot is rare
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,6 +59,10 @@ def sh(*words: str, check: bool = True) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+class Trouble(Exception):
+    """The lab itself cannot go on: that says nothing about spoolq."""
 
 
 class Lab:
@@ -115,7 +120,7 @@ class Lab:
                         return
                 time.sleep(0.2)
             self.kill(name)
-        raise AssertionError(f"{name} does not boot; see {self.base}/{name}.console")
+        raise Trouble(f"{name} does not boot in 3 times {BOOT_S} s")
 
     def reboot(self, name: str) -> None:
         """What ran is told to end, then killed, as a machine does that shuts down in good order; then power on."""
@@ -131,6 +136,20 @@ class Lab:
         """Signal every process of spoolq and of its jobs."""
         found = "grep -lsaz ^SPOOLQ_ /proc/[0-9]*/environ | cut -d/ -f3"
         self.run(name, "sh", "-c", f"for p in $({found}); do kill -{number} $p; done; true", timeout=60)
+
+    def trouble(self) -> str:
+        """What is wrong with the machines, which must all be on and within reach; or nothing."""
+        for name in self.names:
+            if name not in self.machines or self.machines[name].poll() is not None:
+                return f"{name} went off by itself"
+            began = time.monotonic()
+            try:
+                done = self.run(name, seen_inside(sys.executable), "-I", "-S", "-c", "", timeout=4 * SLOW_S)
+            except (OSError, ValueError) as error:
+                return f"{name} does not answer: {error}"
+            if done["code"] or time.monotonic() - began > SLOW_S:
+                return f"{name} needs more than {SLOW_S} s to start Python"
+        return ""
 
     # --- faults
 

@@ -12,11 +12,14 @@ command -v apt-get > /dev/null && command -v dpkg > /dev/null \
 kernel with modules for nfs, nfsd, virtio and 9p as $cache/kernel/{boot/vmlinuz-RELEASE,lib/modules/RELEASE}, with
 RELEASE written into $cache/kernel/release"
 export DEBIAN_FRONTEND=noninteractive
+trap 'exit 143' HUP INT TERM
+# where there is no network, or hardly any, this fails soon
+apt() { apt-get -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"; }
 need=
 for package in $packages; do
     dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || need="$need $package"
 done
-if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then apt-get update -qq; fi
+if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then apt update -qq; fi
 if [ -n "$need" ]; then
     made=
     if [ ! -e /usr/sbin/policy-rc.d ]; then # keeps package scripts from starting daemons here
@@ -24,7 +27,7 @@ if [ -n "$need" ]; then
     fi
     trap 'if [ -n "$made" ]; then rm -f /usr/sbin/policy-rc.d; fi' EXIT
     # shellcheck disable=SC2086
-    apt-get install -y -qq --no-install-recommends $need > /dev/null
+    apt install -y -qq --no-install-recommends $need > /dev/null
 fi
 if [ ! -e "$cache/kernel/release" ]; then
     mkdir -p "$cache"; work=$(mktemp -d "$cache/work.XXXXXX"); chmod 755 "$work"
@@ -38,7 +41,7 @@ if [ ! -e "$cache/kernel/release" ]; then
         wanted="$image linux-modules-$release linux-modules-extra-$release"
     fi
     # shellcheck disable=SC2086
-    (cd "$work" && apt-get -o APT::Sandbox::User=root download -qq $wanted)
+    (cd "$work" && apt -o APT::Sandbox::User=root download -qq $wanted)
     for file in "$work"/linux-*.deb; do dpkg -x "$file" "$work/kernel"; done
     release=$(ls "$work/kernel/lib/modules")
     for part in sound drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/usb net/wireless; do
