@@ -34,6 +34,7 @@ from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, Plan
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
 DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
+OUTSIDE_S = 30.0  # a place is still kept while others use what it needs: three times `smooth.SMOOTH_S`
 STEPS = 3  # more of them an empty node waits than a full one
 
 Key = tuple[str, int, str]
@@ -105,7 +106,7 @@ def plan(
     """
     if view.draining or view.full:
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
-    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels)
+    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels, view.usable)
     left = {name: view.free.get(name, 0) for name in view.pools}  # of a pool all have what this node sees
     others = [node._replace(free={**node.free, **left}) for node in others] if left else others
     part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow, pools=view.pools)
@@ -133,16 +134,17 @@ def share(
     pools: frozenset[str] = frozenset(),
 ) -> Share:
     """This node's part of the plan; see `plan`."""
-    walk = _Walk(me, others, spread=spread, elbow=elbow, pools=pools)
+    walk = _Walk(me, others, waited, spread=spread, elbow=elbow, pools=pools)
     start: list[Entry] = []
     withheld: list[tuple[Entry, Reason]] = []
-    watch: set[Key] = set()
+    watch = walk.watch
     again: float | None = None
     hopeless: set[tuple[tuple[str, int], ...]] = set()  # what fits no node any more: the walk only takes
     looked = shared = 0
     for looked, entry in enumerate(waiting, 1):  # noqa: B007  # counted
         wants = tuple(entry.wants.items())
-        if entry.held or (walk.head and wants in hopeless and not entry.more and not entry.other):
+        settled = walk.head or wants in walk.barren
+        if entry.held or (settled and wants in hopeless and not entry.more and not entry.other):
             continue
         if walk.is_kept(entry):
             withheld.append((entry, Reason("Priority", POOL_KEPT)))
@@ -183,7 +185,18 @@ def share(
 class _Walk:
     """The nodes while jobs are shared out among them, in order."""
 
-    def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float, pools: frozenset[str]) -> None:
+    def __init__(
+        self,
+        me: Node,
+        others: Sequence[Node],
+        waited: Mapping[Key, float],
+        *,
+        spread: bool,
+        elbow: float,
+        pools: frozenset[str],
+    ) -> None:
+        self.waited, self.watch = waited, set[Key]()
+        self.barren: set[tuple[tuple[str, int], ...]] = set()  # no place can be kept for what wants this
         self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
         self.nodes = {node.name: node for node in (me, *others)}
         self.labels = {name: node.labels for name, node in self.nodes.items()}
@@ -263,7 +276,9 @@ class _Walk:
             names.remove(self.me.name)
         if self.head:
             names = [now] if now in names else []
+        names = [name for name in names if self.may_keep(entry, name)]
         if not names:
+            self.barren |= {tuple(entry.wants.items())} if not (entry.more or entry.other) else set()
             return
         seen = {name: opening(entry.wants, self.nodes[name], self.given[name], self.free[name]) for name in names}
         best = min(names, key=lambda name: sooner(entry.wants, self.nodes[name], seen[name], self.free[name]))
@@ -275,6 +290,20 @@ class _Walk:
         for name in self.pools & entry.wants.keys():
             self.kept[name] = self.kept.get(name, 0) + entry.wants[name]
         self.windows[best] = Window(entry, seen[best])
+
+    def may_keep(self, entry: Entry, name: str) -> bool:
+        """
+        Whether a place for a job on a node can be hoped for: not while others use what it lacks.
+
+        A place that is promised outlasts what they do for a moment.
+        """
+        if not schedule.outside(entry.wants, self.nodes[name].usable):
+            return True
+        if name != holder(entry):
+            return False
+        key = ("outside", entry.id, entry.chunk)
+        self.watch.add(key)
+        return self.waited.get(key, 0.0) < OUTSIDE_S
 
 
 def kept_for(node: str, kept: Window) -> Reason:

@@ -172,7 +172,7 @@ class Placement:
             () if self.daemon.limits.once else self._with_holders(waiting, now),
             self.tasks(now, kept),
             conditions,
-            {key: now - first for key, (first, _) in self.since.items()},
+            self._waited(now),
             spread=self.daemon.policy.placement == "spread",
             elbow=self.daemon.policy.time_factor,
             reasons=reasons,
@@ -181,6 +181,12 @@ class Placement:
         if part.reserve:
             self._reserve(candidates, *part.reserve, now)
         return plan
+
+    def _waited(self, now: float) -> dict[pack.Key, float]:
+        """For how long what the plan watches has been so, without a long break."""
+        for key in [key for key, (_, last) in self.since.items() if key[0] == "outside" and now - last > FORGET_S]:
+            del self.since[key]  # planned is only where something would overtake
+        return {key: now - first for key, (first, _) in self.since.items()}
 
     def _remember(self, part: pack.Share, now: float, *, whole: bool) -> None:
         for key in part.watch:

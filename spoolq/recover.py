@@ -107,10 +107,11 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
-    lost = read_lost(daemon.state_dir)
-    for (unit, attempt), job in by_key.items():
-        if job["state"] == "ended" and (detail := lost.get(f"{unit}.{attempt}")):
-            deliver.mark_lost(job["ended"], detail)
+    for unit, detail in read_lost(daemon.state_dir).items():
+        name, _, attempt = unit.rpartition(".")
+        found = by_key.get((name if "_" in name else int(name), int(attempt)))
+        if found and found["ended"]:
+            deliver.mark_lost(found["ended"], detail)
     daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)

@@ -11,6 +11,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,23 @@ def stuck(pid: int) -> bool:
     """Whether the first thread of a process is in state D."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         return file.read().rpartition(")")[2].split()[0] == "D"
+
+
+def resting(pid: int) -> bool:
+    """Whether a process has slept for half a second: it has begun, and waits for something."""
+    before = _spent(pid)
+    for _ in range(10):
+        time.sleep(0.05)
+        if (now := _spent(pid)) != before or now[0] != "S":
+            return False
+    return True
+
+
+def _spent(pid: int) -> tuple[str, ...]:
+    """Its state and its time in user and system mode."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        words = file.read().rpartition(")")[2].split()
+    return (words[0], *words[11:13])
 
 
 def wait_for_writer(fifo: str) -> None:

@@ -168,7 +168,7 @@ def test_whoever_is_killed_meanwhile(mounted, cluster, how, victim):
             daemon.wait()
             again = mounted.start()
             if how == "unmounted":
-                assert 78 == again.wait(timeout=60)
+                assert 78 == again.wait(timeout=120)
             else:
                 cluster.until(lambda: "waiting for it" in cluster.log(), "it waits")
         else:

@@ -125,26 +125,24 @@ def places(site: Site, jobs: int) -> int:
 @scenario(12)
 def steering(site: Site, jobs: int) -> int:
     """Keys, begin times, holds and edits, each by several nodes at once."""
-    for key in ("nightly", "weekly"):  # held, so that the first has not ended before the last is submitted
-        words = ("sub", "-D", "/", "-H", "--unique", key, "sh", "-c", site.job(1))
-        said = _together([lambda node=node: site.spoolq(node, *words, patient=True) for node in (*NODES, *NODES)])
-        ids = [int(done["out"]) for done in said if done["code"] == 0]
-        assert len(ids) == 1, said
-        assert all("has the key" in done["err"] for done in said if done["code"]), said
-        joined = _together(
-            [lambda node=node: site.ok(node, *words[:5], f"{key}:join", *words[6:]) for node in NODES],
-        )
-        assert {int(text) for text in joined} == set(ids), (ids, joined)
-        site.expected.acknowledged.update(ids)
-        _together([lambda node=node: site.spoolq(node, "release", str(ids[0])) for node in NODES])
+    # held, so that the first has not ended before the last is submitted
+    words = ("sub", "-D", "/", "-H", "--unique", "nightly", "sh", "-c", site.job(1))
+    said = _together([lambda node=node: site.spoolq(node, *words, patient=True) for node in (*NODES, *NODES)])
+    ids = [int(done["out"]) for done in said if done["code"] == 0]
+    assert len(ids) == 1, said
+    assert all("has the key" in done["err"] for done in said if done["code"]), said
+    joined = _together([lambda node=node: site.ok(node, *words[:5], "nightly:join", *words[6:]) for node in NODES])
+    assert {int(text) for text in joined} == set(ids), (ids, joined)
+    site.expected.acknowledged.update(ids)
+    _together([lambda node=node: site.spoolq(node, "release", str(ids[0])) for node in NODES])
     now = float(site.lab.run("server", "date", "+%s.%N")["out"])
     late = site.sub("n1", site.marked(0), "-b", "now+20s")
     put_off = site.sub("n2", site.marked(0), "-b", "now+1d")
     held = site.submit("n1", jobs, site.marked(2), "--hold")
-    ids = [str(job) for job in held]
+    jobs_held = [str(job) for job in held]
     asked = [("n1", "release"), ("n2", "edit", "priority=5"), ("n3", "edit", "priority=9", "name=edited")]
-    _together([lambda one=one: site.spoolq(one[0], one[1], *ids, *one[2:]) for one in asked])
-    _together([lambda node=node: site.spoolq(node, "release", *ids) for node in NODES])
+    _together([lambda one=one: site.spoolq(one[0], one[1], *jobs_held, *one[2:]) for one in asked])
+    site.spoolq("n2", "release", *jobs_held)
     limited = site.sub("n1", site.job(9999), "-t", "10m", "-w", "n2")
     site.until(f"{limited} began", lambda: site.ran(["n2"]).attempts(limited))
     site.ok("n3", "edit", str(limited), "time=1s")

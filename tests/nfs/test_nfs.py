@@ -7,7 +7,7 @@ Skipped, with the reason, where `lab` cannot run. `sh tests/nfs/lab/setup.sh` ge
 import pytest
 
 from tests.nfs.__main__ import SHORT, SHORT_LEASE_S, run
-from tests.nfs.lab import Lab, missing
+from tests.nfs.lab import Lab, Unfit, missing
 
 pytestmark = pytest.mark.nfs
 
@@ -23,12 +23,7 @@ def labs():
         if vers not in made:
             for other in list(made):
                 made.pop(other).close()
-            try:
-                made[vers] = Lab(vers, lease_s=SHORT_LEASE_S)
-            except Exception as error:  # a machine that does not boot says nothing about spoolq
-                pytest.skip(f"real NFS was NOT tested: {error}")
-        if trouble := made[vers].trouble():
-            pytest.skip(f"real NFS was NOT tested: {trouble}")
+            made[vers] = Lab(vers, lease_s=SHORT_LEASE_S)
         return made[vers]
 
     yield lab
@@ -38,8 +33,9 @@ def labs():
 
 @pytest.mark.parametrize(("vers", "name", "jobs"), SHORT)
 def test_no_job_is_lost_or_runs_twice_and_each_result_is_its_own(labs, vers, name, jobs):
-    row = run(labs(vers), name, jobs)
-    assert not row.failed, row.wrong()
-    if row.trouble:
-        pytest.skip(f"real NFS was NOT tested: {row.trouble}")
+    try:
+        row = run(labs(vers), name, jobs)
+    except Unfit as reason:
+        pytest.skip(f"real NFS was NOT tested: {reason}")
+    assert row.good, row.wrong()
     assert row.jobs >= jobs

@@ -27,9 +27,14 @@ CACHE = os.environ.get("SPOOLQ_NFSLAB_CACHE") or os.path.join(
 KERNEL = f"{CACHE}/kernel"
 PROGRAMS = "qemu-system-x86_64 busybox modprobe mkfs.ext4 ip exportfs rpc.nfsd mount.nfs rpcbind"
 NET, CONTROL = "10.77.0", "10.78.0"  # NFS; our commands
-SLOW_S = 20  # a Python that takes longer to start in a machine: nothing can be told from what is late; 2 are usual
 BOOT_S = 300  # beside much other load; a machine that hangs at boot is rare
+FREE_MB = 2000  # disks of the machines, of which little is written
+SLOW_S = 30  # a start of Python that takes longer (2 s are usual): patience would end before what is waited for
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Unfit(Exception):
+    """The machines themselves do not work here: it says nothing about spoolq."""
 
 
 def missing() -> str:
@@ -42,6 +47,11 @@ def missing() -> str:
         return f"is made for x86_64, this is {os.uname().machine}"
     if not os.path.exists("/dev/net/tun"):
         return "needs /dev/net/tun"
+    for path in (HERE, KERNEL, os.path.realpath(sys.executable)):
+        if path.startswith(("/dev/", "/run/", "/proc/", "/sys/")):
+            return f"needs {path} elsewhere: a machine has a directory of its own there"
+    if (free_mb := shutil.disk_usage("/var/tmp").free >> 20) < FREE_MB:
+        return f"needs {FREE_MB} MB in /var/tmp, where {free_mb} are free"
     if absent or not os.path.exists(f"{KERNEL}/release"):
         what = f"programs {' '.join(absent)}" if absent else f"a kernel in {CACHE}"
         return f"needs {what}: on Debian or Ubuntu, as root: sh {os.path.relpath(HERE)}/setup.sh"
@@ -59,10 +69,6 @@ def sh(*words: str, check: bool = True) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
-
-
-class Trouble(Exception):
-    """The lab itself cannot go on: that says nothing about spoolq."""
 
 
 class Lab:
@@ -87,6 +93,7 @@ class Lab:
             self._network()
             with ThreadPoolExecutor(len(self.names)) as pool:
                 list(pool.map(self.boot, self.names))
+            self._measure()
         except BaseException:
             self.close()
             raise
@@ -120,7 +127,18 @@ class Lab:
                         return
                 time.sleep(0.2)
             self.kill(name)
-        raise Trouble(f"{name} does not boot in 3 times {BOOT_S} s")
+        with open(f"{self.base}/{name}.console", errors="replace") as file:
+            raise Unfit(f"{name} does not boot: {file.read()[-1000:]}")
+
+    def died(self) -> list[str]:
+        """Machines that are gone though nobody switched them off."""
+        return [name for name, machine in self.machines.items() if machine.poll() is not None]
+
+    def _measure(self) -> None:
+        began = time.monotonic()
+        self.run("n1", seen_inside(sys.executable), "-I", "-S", "-c", "pass", timeout=600)
+        if (took := time.monotonic() - began) > SLOW_S:
+            raise Unfit(f"too slow: Python takes {took:.0f} s to start in a machine")
 
     def reboot(self, name: str) -> None:
         """What ran is told to end, then killed, as a machine does that shuts down in good order; then power on."""
@@ -136,20 +154,6 @@ class Lab:
         """Signal every process of spoolq and of its jobs."""
         found = "grep -lsaz ^SPOOLQ_ /proc/[0-9]*/environ | cut -d/ -f3"
         self.run(name, "sh", "-c", f"for p in $({found}); do kill -{number} $p; done; true", timeout=60)
-
-    def trouble(self) -> str:
-        """What is wrong with the machines, which must all be on and within reach; or nothing."""
-        for name in self.names:
-            if name not in self.machines or self.machines[name].poll() is not None:
-                return f"{name} went off by itself"
-            began = time.monotonic()
-            try:
-                done = self.run(name, seen_inside(sys.executable), "-I", "-S", "-c", "", timeout=4 * SLOW_S)
-            except (OSError, ValueError) as error:
-                return f"{name} does not answer: {error}"
-            if done["code"] or time.monotonic() - began > SLOW_S:
-                return f"{name} needs more than {SLOW_S} s to start Python"
-        return ""
 
     # --- faults
 

@@ -12,20 +12,22 @@ command -v apt-get > /dev/null && command -v dpkg > /dev/null \
 kernel with modules for nfs, nfsd, virtio and 9p as $cache/kernel/{boot/vmlinuz-RELEASE,lib/modules/RELEASE}, with
 RELEASE written into $cache/kernel/release"
 export DEBIAN_FRONTEND=noninteractive
-trap 'exit 143' HUP INT TERM
-# where there is no network, or hardly any, this fails soon
-apt() { apt-get -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"; }
+apt() { apt-get -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"; }
+made= work=
+trap 'if [ -n "$made" ]; then rm -f /usr/sbin/policy-rc.d; fi; if [ -n "$work" ]; then rm -rf "$work"; fi' EXIT
 need=
 for package in $packages; do
     dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || need="$need $package"
 done
-if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then apt update -qq; fi
+if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then
+    free=$(df --output=avail -m / | tail -n 1)
+    [ "$free" -gt 1500 ] || fail "needs 1500 MB on /, where $free are free"
+    apt update -qq
+fi
 if [ -n "$need" ]; then
-    made=
     if [ ! -e /usr/sbin/policy-rc.d ]; then # keeps package scripts from starting daemons here
         printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; made=1
     fi
-    trap 'if [ -n "$made" ]; then rm -f /usr/sbin/policy-rc.d; fi' EXIT
     # shellcheck disable=SC2086
     apt install -y -qq --no-install-recommends $need > /dev/null
 fi
@@ -49,6 +51,6 @@ if [ ! -e "$cache/kernel/release" ]; then
     done
     depmod -b "$work/kernel" "$release"
     echo "$release" > "$work/kernel/release"
-    mv "$work/kernel" "$cache/kernel"; rm -rf "$work"
+    mv "$work/kernel" "$cache/kernel"; rm -rf "$work"; work=
 fi
 echo "ready: kernel $(cat "$cache/kernel/release") in $cache; now: python -m tests.nfs --short"
