@@ -266,7 +266,7 @@ def take_refusal(daemon: "Daemon", unit: int | str, attempt: int, why: str) -> N
 
 
 def record_ends(daemon: "Daemon", lost: Callable[[], None]) -> None:
-    """Bring the results of tasks into the spool, of a chunk with one fsync; `lost` is called at once when an output was."""
+    """Bring the results of tasks into the spool, a chunk's with one fsync; `lost` is called if an output was."""
     ready, failed = ship.ship_all(daemon.spool, daemon.state_dir, [item for _, item in daemon.task_ends])
     through = []
     for chunk in list(dict.fromkeys(map(id, (chunk for chunk, _ in daemon.task_ends)))):
