@@ -247,7 +247,10 @@ def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, A
     at = live.at._replace(entry=array.task_entry(chunk.entry, chunk.current))
     outputs, live.outputs = live.outputs, ()
     clear(daemon, live)
-    chunk.current, live.rss_mb, live.lends = None, 0, False  # whoever waited does not any more
+    chunk.current, live.rss_mb = None, 0
+    if live.lends:  # whoever waited does not any more
+        live.lends = False
+        daemon.set_due("news", 0.0)
     if again or (ended.get("reason") == "lost" and chunk.entry.rerun == "Y"):  # fenced: as if it had not run
         chunk.stop, chunk.why = REQUEUED, "its node could not run it, or not reach the spool"
     chunk.unsent += 1

@@ -23,6 +23,20 @@ settings.register_profile("explore", deadline=None, max_examples=100 * EXPLORE o
 settings.load_profile("explore" if EXPLORE else "spoolq")
 
 
+# files that only a test needs wait for no disk; TMPDIR=/tmp python -m pytest has them on one
+MEMORY, ROOM = "/dev/shm", 2 << 30
+_made = ""
+if "TMPDIR" not in os.environ and os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free >= ROOM:
+    _made = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="sq.", dir=MEMORY)  # workers of xdist find it set
+    tempfile.tempdir = None
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """What was made in memory goes, but for what shows why a test failed."""
+    if _made and exitstatus == 0:
+        shutil.rmtree(_made, ignore_errors=True)
+
+
 # a shell that has this run in the background, or nohup, ignores these, and so would every command that is started here
 for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:

@@ -63,20 +63,20 @@ def stuck(pid: int) -> bool:
 
 
 def resting(pid: int) -> bool:
-    """Whether a process has slept for half a second: it has begun, and waits for something."""
-    before = _spent(pid)
+    """Whether a process has hardly done anything for half a second but sleep: it has begun, and waits for something."""
+    first, asleep = _spent(pid)[1], 0
     for _ in range(10):
         time.sleep(0.05)
-        if (now := _spent(pid)) != before or now[0] != "S":
-            return False
-    return True
+        state, ticks = _spent(pid)
+        asleep += state == "S"
+    return asleep >= 8 and ticks - first <= 3
 
 
-def _spent(pid: int) -> tuple[str, ...]:
-    """Its state and its time in user and system mode."""
+def _spent(pid: int) -> tuple[str, int]:
+    """Its state and the ticks (1/100 s) for which it ran."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         words = file.read().rpartition(")")[2].split()
-    return (words[0], *words[11:13])
+    return words[0], int(words[11]) + int(words[12])
 
 
 def wait_for_writer(fifo: str) -> None:

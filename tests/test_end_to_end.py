@@ -83,6 +83,7 @@ def test_a_job_whose_directory_is_missing_waits_with_the_reason(cluster: Cluster
     os.mkdir(f"{cluster.base}/gone")
     job = cluster.sub("true", cwd=f"{cluster.base}/gone")
     os.rmdir(f"{cluster.base}/gone")
+    cluster.hurry("launch", LOOK_AGAIN_S=0.5)
     cluster.node()
     cluster.until(lambda: os.path.exists(cluster.home(job, "why/n1")), "the node says why")
 
@@ -304,6 +305,7 @@ def test_edit_extends_the_time_limit_of_a_running_job(cluster: Cluster):
 
 def test_dropped_files_become_jobs_or_are_rejected_with_a_reason(cluster: Cluster):
     drop = f"{cluster.root}/drop"
+    cluster.hurry("intake", DOUBT_S=0.5)
     with open(f"{drop}/good.sh", "w") as file:
         file.write("#!/bin/sh\n#SPOOLQ -m 5\necho dropped\n")
     with open(f"{drop}/good.toml", "w") as file:

@@ -13,7 +13,7 @@ from spoolq.errors import Misconfigured
 from spoolq.fair import Most, Use
 from spoolq.job import Job
 from tests.cluster import Cluster
-from tests.test_placement import WAIT, go, names, say
+from tests.test_placement import WAIT, go, names, placed, say
 from tests.world import POLICY, World
 
 waiting = st.lists(
@@ -214,16 +214,18 @@ def owned(cluster: Cluster, user: str, *words: str) -> int:
 
 
 def test_two_users_share_a_node(cluster: Cluster):
-    many = [owned(cluster, "anna", "true") for _ in range(6)]
-    few = [owned(cluster, "ben", "true") for _ in range(2)]
+    """Six jobs of one who came first and two of another, four of which run at once: two of each."""
+    wait = WAIT.format(cluster.base)
+    many = [owned(cluster, "anna", "--wrap", wait) for _ in range(6)]
+    few = [owned(cluster, "ben", "--wrap", wait) for _ in range(2)]
     cluster.ok("release", *map(str, many + few))
     why = cluster.ok("why", str(many[1]))
     assert "users of equal priority take turns, the fewest cpus in use first: anna 0, ben 0" in why
-    cluster.node("n1", 1)
+    cluster.node("n1", 4)
 
-    started = {job: cluster.result(job)["started"] for job in many + few}
-    order = sorted(started, key=lambda job: started[job])
-    assert set(few) <= set(order[:4]), order
+    assert {"n1": sorted([*many[:2], *few])} == placed(cluster, [*many[:2], *few])
+    go(cluster)
+    assert {"COMPLETED"} == {cluster.result(job)["state"] for job in many + few}
 
 
 def ups(cluster: Cluster) -> int:
