@@ -150,7 +150,7 @@ def _lending(spool: Spool, pending: Collection[Unit]) -> contextlib.AbstractCont
         return contextlib.nullcontext()
     from spoolq import nested
 
-    nested.refuse_own(spool, [unit for unit in pending if isinstance(unit, int)])
+    nested.refuse_own(spool, pending)
     return nested.waiting(spool)
 
 

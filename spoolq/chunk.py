@@ -230,6 +230,12 @@ def of_run(daemon: "Daemon", unit: int | str, attempt: int) -> Chunk | None:
     return next((chunk for chunk in daemon.chunks.values() if chunk.key == (unit, attempt)), None)
 
 
+def live_of(daemon: "Daemon", unit: int | str, attempt: int) -> Live | None:
+    """The job, or the chunk of the task, that the runner calls so."""
+    chunk = of_run(daemon, unit, attempt)
+    return chunk.live if chunk else daemon.live.get(unit)
+
+
 def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, Any]) -> None:
     """A task ended: its result is recorded soon, and the next starts."""
     chunk = of_run(daemon, unit, attempt)
@@ -241,10 +247,15 @@ def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, A
     outputs, live.outputs = live.outputs, ()
     clear(daemon, live)
     chunk.current, live.rss_mb = None, 0
+    if live.lends:  # whoever waited does not any more
+        live.lends = False
+        daemon.set_due("news", 0.0)
     if again or (ended.get("reason") == "lost" and chunk.entry.rerun == "Y"):  # fenced: as if it had not run
         chunk.stop, chunk.why = REQUEUED, "its node could not run it, or not reach the spool"
     chunk.unsent += 1
-    daemon.task_ends.append((chunk, Finished(at, ended, live.job, outputs, requeue=chunk.stop == REQUEUED)))
+    item = Finished(at, ended, live.job, outputs, requeue=chunk.stop == REQUEUED)
+    item.peak_mb, live.peak_mb = live.peak_mb, 0
+    daemon.task_ends.append((chunk, item))
     daemon.last_work = host.boottime()
 
 
@@ -273,6 +284,8 @@ def record_ends(daemon: "Daemon") -> None:
     for item in through:
         ship.forget(daemon.state_dir, (item.at.entry.unit, item.at.entry.attempt))
         daemon.around.through(item)
+        if daemon.policy.learn:
+            daemon.notes.take(item)
     daemon.family.send({"op": "forget", "jobs": [[i.at.entry.unit, i.at.entry.attempt] for i in through]})
     if failed:
         raise failed
@@ -333,7 +346,8 @@ def close(daemon: "Daemon", chunk: Chunk) -> None:
         drop(daemon, chunk)
         rerun.give_back(daemon, at)
     elif job and array.retriable(entry, array.parse(job.array), chunk.known, job.retries):
-        through_reaping(daemon, chunk, entry.other, held="HR" if daemon.policy.retry_s else "")
+        more = rerun.more_for_tasks(daemon, entry, job)
+        through_reaping(daemon, chunk, entry.other, held="HR" if daemon.policy.retry_s else "", **more)
     else:
         spec = array.parse(job.array) if job else None
         mine = array.tasks_of(spec, entry.chunk) if spec else []
@@ -362,16 +376,18 @@ def cancel(daemon: "Daemon", chunk: Chunk, word: str, why: str) -> None:
     if finish(daemon, chunk, word):
         with contextlib.suppress(OSError):  # its name says it too
             deliver.write_unstarted(daemon.spool, entry, word, why, daemon.node)
+        if word != "cancelled":  # else its tasks that ran were told of, each for itself
+            daemon.around.announce(entry, chunk.live.job, word, {"detail": why})
 
 
-def through_reaping(daemon: "Daemon", chunk: Chunk, other: tuple[str, ...], *, held: str = "") -> None:
+def through_reaping(daemon: "Daemon", chunk: Chunk, other: tuple[str, ...], *, held: str = "", **changes: Any) -> None:
     """Run (the rest of) it again as the next attempt."""
     at = chunk.live.at
     rerun.forget_nameless(daemon, at)
     drop(daemon, chunk)
     answer, taken = daemon.spool.reap(at, daemon.node)
     if answer is Answer.WON:
-        rerun.run_again(daemon, taken, held=held, other=other)
+        rerun.run_again(daemon, taken, held=held, other=other, **changes)
     daemon.sure = daemon.sure and answer is not Answer.UNKNOWN
 
 

@@ -311,7 +311,7 @@ class Daemon(Agenda):
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
             case "started":
-                self.around.told(message, self.live.get(message["id"]))
+                self.around.told(message, chunk.live_of(self, message["id"], message["attempt"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":

@@ -107,6 +107,11 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    for unit, detail in read_lost(daemon.state_dir).items():
+        name, _, attempt = unit.rpartition(".")
+        found = by_key.get((name if "_" in name else int(name), int(attempt)))
+        if found and found["ended"]:
+            deliver.mark_lost(found["ended"], detail)
     daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
@@ -232,8 +237,6 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
     if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
-        if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
-            deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
     conform(daemon, live, job)
@@ -262,8 +265,8 @@ def note_lost(daemon: "Daemon") -> None:
     is full would find an end without it, and report success (seen on real NFS).
     """
     lost = {
-        f"{item.at.entry.id}.{item.at.entry.attempt}": item.ended["detail"]
-        for item in daemon.ended
+        f"{item.at.entry.unit}.{item.at.entry.attempt}": item.ended["detail"]
+        for item in (*daemon.ended, *(item for _, item in daemon.task_ends))
         if item.ended.get("reason") == deliver.OUTPUT_LOST
     }
     if lost == read_lost(daemon.state_dir):

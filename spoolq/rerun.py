@@ -72,7 +72,10 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not entry.chunk and (record := deliver.proof(known.recorded, entry)):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
-    descent.end_children(daemon.spool, entry.id, daemon.node)
+    if entry.chunk:
+        descent.end_of_chunk(daemon.spool, entry, daemon.node)
+    else:
+        descent.end_children(daemon.spool, entry.id, daemon.node)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
@@ -90,7 +93,8 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     elif entry.attempt >= daemon.policy.max_attempts:
         detail = f"{went_down}; that was attempt {entry.attempt}, and max_attempts is {daemon.policy.max_attempts}"
     if not detail:
-        return run_again(daemon, at)
+        more = more_for_tasks(daemon, entry, deliver.read_job(daemon.spool, entry.id)) if entry.chunk else {}
+        return run_again(daemon, at, **more)
     log.warning("node fail job=%s attempt=%d", *key)
     return daemon.around.end(daemon, at, "nodefail", detail)
 
@@ -194,6 +198,15 @@ def more_memory(daemon: "Daemon", entry: Entry, job: Job | None, ended: Mapping[
     most = max([daemon.capacity.get(MEM, 0), *sizes])
     asked = entry.wants[MEM]
     return {"wants": {**entry.wants, MEM: max(asked, min(values.grown(asked, job.retry_mem), most))}}
+
+
+def more_for_tasks(daemon: "Daemon", entry: Entry, job: Job | None) -> dict[str, Any]:
+    """The same for a chunk, if a task of it took too much in this attempt."""
+    if not job or not job.retry_mem or entry.attempt > job.retries:
+        return {}
+    found = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+    oom = any((line["attempt"], line.get("state")) == (entry.attempt, "OUT_OF_MEMORY") for line in found.values())
+    return more_memory(daemon, entry, job, {"reason": "oom"}) if oom else {}
 
 
 def forget_nameless(daemon: "Daemon", at: Placed) -> None:

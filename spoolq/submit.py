@@ -229,7 +229,7 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
 
 def _tied(job: Job) -> bool:
     """Whether there is more to do about it than one commit, see `ties`."""
-    return bool(job.depend or job.unique or job.parent.isdigit())
+    return bool(job.depend or job.unique or job.parent_id)
 
 
 def announce(ids: Sequence[int], parsed: Parsed) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from spoolq import array, fsops, home
 from spoolq.entry import HOMES, Entry
+from spoolq.job import Job
 
 Line = dict[str, Any]
 
@@ -109,6 +110,22 @@ def make_room(path: str) -> None:
     directory = path.rpartition("/")[0]
     fsops.make_directory(directory.rpartition("/")[0])
     fsops.make_directory(directory)
+
+
+def output_paths(root: str, entry: Entry, job: Job, node: str) -> list[str]:
+    """Where a task writes to."""
+    names = home.fill_in(entry, job.name, job.user) | {"N": node}
+    patterns = {"stdout": job.output, "stderr": job.error if job.error or not job.output else job.output}
+    found = (home.output_path(root, entry, pattern, name, names, job.chdir) for name, pattern in patterns.items())
+    return list(dict.fromkeys(found))
+
+
+def of_task(entry: Entry, job: Job, files: Sequence[str]) -> tuple[str, ...]:
+    """Names of files of an array, with `%a`, `%A`, `%j` filled in for one task; those of a job stay as they are."""
+    if not entry.chunk:
+        return tuple(files)
+    names = home.fill_in(entry, job.name, job.user)
+    return tuple(home.output_path("", entry, name, "", names, "") for name in files)
 
 
 # --- failures
