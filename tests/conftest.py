@@ -29,7 +29,10 @@ MEMORY, ROOM = "/dev/shm", 2 << 30
 _made = ""
 if "TMPDIR" not in os.environ and os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free >= ROOM:
     _made = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="sq.", dir=MEMORY)  # workers of xdist find it set
-    tempfile.tempdir = None
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # nodes of one name have one scratch directory in TMPDIR
+    os.environ["TMPDIR"] = f"{tempfile.gettempdir()}/{worker}"
+    os.makedirs(os.environ["TMPDIR"], exist_ok=True)
+tempfile.tempdir = None
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:
