@@ -201,7 +201,7 @@ def test_tasks_that_submit_and_wait_on_one_cpu(cluster: Cluster):
         assert (f"deepest of {child['id']}", f"back {task}") == (first, last)
         assert (f"{job}_{task}", 3) == (child["job"]["parent"], child["priority"])
     cluster.until(lambda: not os.listdir(f"{cluster.root}/nodes/n1/control"), "nobody waits any more")
-    assert not cluster.facts("n1")["lent"]
+    cluster.until(lambda: not cluster.facts("n1")["lent"], "the node says so too")
 
 
 def test_a_task_that_lends_is_told_of_and_the_next_of_its_chunk_holds_its_cpus(cluster: Cluster):
@@ -240,13 +240,15 @@ def test_a_task_that_is_ended_ends_its_children_and_no_others(cluster: Cluster, 
         {SPOOLQ} sub -J kin -H true
         {SPOOLQ} sub -J kin -a 1-302 sh -c 'touch {cluster.base}/array.up; sleep 100'
         touch {cluster.base}/parent.up; sleep 100"""
-    limit = ["-t", "8s"] if how != "killed" else []
+    limit = ["-t", "1h"] if how != "killed" else []
     job = cluster.sub("-a", "1-2", *limit, script(cluster, "parent.sh", lines))
     for mark in ("parent.up", "child.up", "array.up"):
         cluster.until(lambda mark=mark: os.path.exists(f"{cluster.base}/{mark}"), mark)
     cluster.ok("wait", f"{job}_2")
     if how == "killed":
         cluster.ok("kill", f"{job}_1")
+    else:
+        cluster.ok("edit", f"{job}_1", "time=1s")
     assert 0 != cluster.spoolq("wait", f"{job}_1").returncode
     rows = json.loads(cluster.ok("stat", "-a", "-n", "all", "--json", "--name", "kin"))["jobs"]
     cluster.ok("wait", "--no-fail", *{str(row["id"]).partition("_")[0] for row in rows})
