@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FEW = 8  # jobs whose homes are looked at one by one
 SHORTEST_S, LONGEST_S = 0.005, 0.1
 COST = 10  # times as long as the last look took, at least: thousands of jobs are looked at less often
+MOST_S = 5.0  # but not more: a look that hung for an hour is no measure of the next
 LAG = 0.05  # of the time waited: the share by which an end may be noticed late
 SURE_S = 1.0  # between looks at done/ itself, for ends without a result
 LOST_S = 30.0  # between checks that a job still exists
@@ -128,7 +129,7 @@ def until_ended(
             now = time.monotonic()
             if timeout_s is not None and now - began >= timeout_s:
                 break
-            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
+            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=min(MOST_S, COST * look_s))
             now = time.monotonic()
             certainly = now - sure >= SURE_S
             found |= ended_now(spool, pending, sure=certainly)

@@ -15,7 +15,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import busy, chunk, elbow, home, host, lend, rerun, schedule
+from spoolq import chunk, elbow, home, host, lend, measure, rerun, schedule
 from spoolq.channel import Gone
 from spoolq.devices import NONE_HELD, Held, Stock
 from spoolq.entry import Entry, fitting, released
@@ -90,20 +90,27 @@ def has_room(daemon: "Daemon") -> bool:
 
 def free(daemon: "Daemon") -> Amounts:
     """What may be lent now: declared and measured, see `schedule.effective_free`."""
-    held = [*holdings(daemon).values()]
-    # where devices are told apart, `stock` knows which are both lent and used by others
-    measured = busy.left(
-        daemon.capacity, {n: ids for n, ids in daemon.gauge.busy.items() if n not in daemon.bench.kinds}
-    )
-    unused = 0
-    if daemon.measured:
-        lives = daemon.live.values()
-        unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
-        measured |= daemon.gauge.meter.measured(sum(live.rss_mb for live in lives))
-    found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
-    if left := stock(daemon):
-        found |= {name: min(found.get(name, 0), left.total(name)) for name in left.free}
+    lives = daemon.live.values()
+    unused = sum(max(0, live.holds.get(MEM, 0) - live.rss_mb * UNIT) for live in lives)
+    found = _lendable(daemon, [*holdings(daemon).values()], measure.left(daemon), unused, stock(daemon))
     return {**found, **daemon.pending.left()}
+
+
+def usable(daemon: "Daemon") -> Amounts:
+    """What could be lent if none of its jobs ran: what it has without what others use."""
+    left = measure.left(daemon)
+    if MEM in left:
+        left[MEM] += sum(live.rss_mb for live in daemon.live.values()) * UNIT
+    return _lendable(daemon, [], left, 0, daemon.bench.stock([]) if daemon.bench.kinds else None)
+
+
+def _lendable(
+    daemon: "Daemon", held: list[Amounts], measured: Amounts, unused: int, devices: Stock | None
+) -> dict[str, int]:
+    found = schedule.effective_free(daemon.capacity, held, measured, unused, round(daemon.policy.idle_load * UNIT))
+    if devices:
+        found |= {name: min(found.get(name, 0), devices.total(name)) for name in devices.free}
+    return found
 
 
 def holdings(daemon: "Daemon") -> dict[int | str, Amounts]:
@@ -122,7 +129,8 @@ def stock(daemon: "Daemon") -> Stock | None:
 def facts(daemon: "Daemon") -> dict[str, Amounts | dict[str, Amounts]]:
     """For node.json: what jobs hold, what those lend that wait for others, and what may be lent now."""
     lives = daemon.live.values()
-    return {"allocated": add(*(live.holds for live in lives)), "lent": lend.given(lives), "free": free(daemon)}
+    held = add(*(live.holds for live in lives))
+    return {"allocated": held, "lent": lend.given(lives), "free": free(daemon), "usable": usable(daemon)}
 
 
 def view(daemon: "Daemon") -> schedule.NodeView:
@@ -139,6 +147,7 @@ def view(daemon: "Daemon") -> schedule.NodeView:
         draining=daemon.presence.draining,
         busy={name: sorted(numbers) for name, numbers in daemon.gauge.busy.items()},
         idle_load=round(daemon.policy.idle_load * UNIT),
+        usable=usable(daemon),
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("spoolq")
 
 LOOK_S = 5.0  # between looks into held/
-COST = 100  # times what a look took, at least, until the next
+COST, MOST_S = 100, 60.0  # times what a look took, at least, until the next; one that hung for an hour is no measure
 PLACES, PLACE_S = 10, 0.5  # who comes later in the order of a job waits so long for each before it
 
 
@@ -41,7 +41,8 @@ class Due:
             return
         if self.daemon.due("begin times", now, LOOK_S):
             self.list(now)
-            self.daemon.set_due("begin times", now + max(LOOK_S, COST * (host.boottime() - now)))
+            took = host.boottime() - now
+            self.daemon.set_due("begin times", now + max(LOOK_S, took + min(MOST_S, COST * took)))
         released: list[Placed] = []
         for key in [key for key, when in self.times.items() if when <= now]:
             del self.times[key]

@@ -56,6 +56,15 @@ def devices(daemon: "Daemon", now: float) -> None:
         daemon.bench.busy = {name: frozenset(map(str, numbers)) for name, numbers in found.items()}
 
 
+def left(daemon: "Daemon") -> dict[str, int]:
+    """What others leave of cpus, memory and devices, as far as that is measured; thousandths."""
+    # where devices are told apart, `Bench.stock` knows which are both lent and used by others
+    found = busy.left(daemon.capacity, {n: ids for n, ids in daemon.gauge.busy.items() if n not in daemon.bench.kinds})
+    if daemon.measured:
+        found |= daemon.gauge.meter.measured(sum(live.rss_mb for live in daemon.live.values()))
+    return found
+
+
 def take(daemon: "Daemon", message: dict[str, Any]) -> None:
     """What the family and its jobs have used; the rest of the machine's load is foreign."""
     times, jobs = os.times(), message["jobs"]

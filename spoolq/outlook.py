@@ -69,6 +69,7 @@ def view_of(node: Seen, running: Sequence[Placed], everywhere: Iterable[Placed] 
         note=node.drain or "",
         busy=node.busy,
         idle_load=node.idle_load,
+        usable=node.amounts("usable") or None,
     )
 
 

@@ -34,10 +34,17 @@ from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, Plan
 
 STEP_S = 1.0  # an idle node's poll: so long a preferred node may not have looked
 DEPTH = 200  # jobs shared out in one look; more than the nodes can claim until the next
+OUTSIDE_S = 30.0  # a place is still kept while others use what it needs: three times `smooth.SMOOTH_S`
 STEPS = 3  # more of them an empty node waits than a full one
 
 Key = tuple[str, int, str]
 Ask = Callable[[Entry], Conditions | None]
+Abroad = Callable[[Entry, Conditions], bool]  # whether a live node that is not planned with may run a job
+
+
+def nowhere(_entry: Entry, _terms: Conditions) -> bool:
+    """All live nodes are planned with."""
+    return False
 
 
 class Share(NamedTuple):
@@ -94,6 +101,7 @@ def plan(
     spread: bool = False,
     elbow: float = 1.0,
     reasons: int = 20,
+    abroad: Abroad = nowhere,
 ) -> tuple[Plan, Share]:
     """
     What starts here now, why the rest does not, and what else is to be done: `share` and `schedule.admit`.
@@ -102,13 +110,15 @@ def plan(
         waiting: n entries, best first.
         view: this node; `tasks` are what it runs.
         others: the live nodes that take jobs, as they said last.
+        abroad: asked of jobs that want of a pool and fit no node now.
     """
     if view.draining or view.full:
         return schedule.admit(waiting, view.free, view, conditions, reasons), Share(())
-    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels)
+    me = Node(view.name, view.capacity, view.free, tuple(tasks), view.labels, view.usable)
     left = {name: view.free.get(name, 0) for name in view.pools}  # of a pool all have what this node sees
     others = [node._replace(free={**node.free, **left}) for node in others] if left else others
-    part = share(waiting, me, others, conditions, waited or {}, spread=spread, elbow=elbow, pools=view.pools)
+    walk = _Walk(me, others, waited or {}, spread=spread, elbow=elbow, pools=view.pools, abroad=abroad)
+    part = _share(waiting, walk, conditions)
     kept = {(entry.id, entry.chunk): (entry, reason) for entry, reason in part.withheld}
     offered = [entry for entry in waiting[: part.looked] if (entry.id, entry.chunk) not in kept]
     found = schedule.admit(offered, view.free, view, conditions, reasons)
@@ -121,28 +131,17 @@ def plan(
     return Plan(start=found.start, blocked=blocked, rest=rest), part
 
 
-def share(
-    waiting: Sequence[Entry],
-    me: Node,
-    others: Sequence[Node],
-    conditions: Ask,
-    waited: Mapping[Key, float],
-    *,
-    spread: bool = False,
-    elbow: float = 1.0,
-    pools: frozenset[str] = frozenset(),
-) -> Share:
-    """This node's part of the plan; see `plan`."""
-    walk = _Walk(me, others, spread=spread, elbow=elbow, pools=pools)
+def _share(waiting: Sequence[Entry], walk: "_Walk", conditions: Ask) -> Share:
+    me = walk.me
     start: list[Entry] = []
     withheld: list[tuple[Entry, Reason]] = []
-    watch: set[Key] = set()
+    watch = walk.watch
     again: float | None = None
     hopeless: set[tuple[tuple[str, int], ...]] = set()  # what fits no node any more: the walk only takes
     looked = shared = 0
     for looked, entry in enumerate(waiting, 1):  # noqa: B007  # counted
         wants = tuple(entry.wants.items())
-        if entry.held or (walk.head and wants in hopeless and not entry.more and not entry.other):
+        if entry.held or (wants in hopeless and walk.is_settled(entry)):
             continue
         if walk.is_kept(entry):
             withheld.append((entry, Reason("Priority", POOL_KEPT)))
@@ -163,8 +162,8 @@ def share(
         if first != me.name and (mine := next((empty for empty, name in able if name == me.name), None)) is not None:
             key = ("claim", entry.id, entry.chunk)
             watch.add(key)
-            wait = delay_s(mine, spread=spread)
-            if (left := wait - waited.get(key, 0.0)) > 0:
+            wait = delay_s(mine, spread=walk.sign < 0)
+            if (left := wait - walk.waited.get(key, 0.0)) > 0:
                 again = left if again is None else min(again, left)
                 withheld.append((entry, _left(first, wait)))
             else:
@@ -183,7 +182,20 @@ def share(
 class _Walk:
     """The nodes while jobs are shared out among them, in order."""
 
-    def __init__(self, me: Node, others: Sequence[Node], *, spread: bool, elbow: float, pools: frozenset[str]) -> None:
+    def __init__(
+        self,
+        me: Node,
+        others: Sequence[Node],
+        waited: Mapping[Key, float],
+        *,
+        spread: bool,
+        elbow: float,
+        pools: frozenset[str],
+        abroad: Abroad,
+    ) -> None:
+        self.abroad = abroad
+        self.waited, self.watch = waited, set[Key]()
+        self.barren: set[tuple[tuple[str, int], ...]] = set()  # no place can be kept for what wants this
         self.me, self.sign, self.elbow = me, -1 if spread else 1, elbow
         self.nodes = {node.name: node for node in (me, *others)}
         self.labels = {name: node.labels for name, node in self.nodes.items()}
@@ -191,6 +203,7 @@ class _Walk:
         self.free = {name: dict(node.free) for name, node in self.nodes.items()}
         self.given: dict[str, list[Task]] = {name: [] for name in self.nodes}
         self.pools, self.kept = pools, dict[str, int]()  # of pools: so much is kept for jobs that come first
+        self.first: dict[str, int | str] = {}  # of pools: for whom first
         self.windows: dict[str, Window] = {}
         self.head: Entry | None = None
         self.reserve: tuple[Entry, str] | None = None
@@ -206,6 +219,12 @@ class _Walk:
             free.get(name, 0) - self.kept.get(name, 0) < entry.wants[name] <= self.me.free.get(name, 0)
             for name in self.pools & entry.wants.keys()
         )
+
+    def is_settled(self, entry: Entry) -> bool:
+        """Whether no place, and nothing of a pool, is to be kept for a job that fits nowhere."""
+        if entry.more or entry.other or not self.pools.isdisjoint(entry.wants.keys() - self.kept.keys()):
+            return False
+        return self.head is not None or tuple(entry.wants.items()) in self.barren
 
     def elbow_of(self, terms: Conditions | None) -> float:
         """By what factor a job may outlast its time limit."""
@@ -249,11 +268,8 @@ class _Walk:
 
         The place of the first counts at once, on every node that knows the same, and is written if it is not yet.
         """
-        mine = self.free[self.me.name]
-        if short := [name for name in self.pools & entry.wants.keys() if entry.wants[name] > mine.get(name, 0)]:
+        if self.keep_of_pools(entry, terms):
             # nobody knows when the pool has room, and until then a node would stand idle: only the pool is kept
-            if schedule.could_take(entry.wants, self.capacities, terms, self.labels):
-                self.kept |= {name: mine.get(name, 0) or 1 for name in short}
             return
         now = holder(entry)
         if self.head and (now not in self.nodes or now in self.windows):
@@ -263,7 +279,9 @@ class _Walk:
             names.remove(self.me.name)
         if self.head:
             names = [now] if now in names else []
+        names = [name for name in names if self.may_keep(entry, name)]
         if not names:
+            self.barren |= {tuple(entry.wants.items())} if not (entry.more or entry.other) else set()
             return
         seen = {name: opening(entry.wants, self.nodes[name], self.given[name], self.free[name]) for name in names}
         best = min(names, key=lambda name: sooner(entry.wants, self.nodes[name], seen[name], self.free[name]))
@@ -273,8 +291,38 @@ class _Walk:
             self.reserve = (entry, best)
         self.head = self.head or entry
         for name in self.pools & entry.wants.keys():
-            self.kept[name] = self.kept.get(name, 0) + entry.wants[name]
+            if self.first.get(name) != entry.unit:  # not counted yet
+                self.kept[name] = self.kept.get(name, 0) + entry.wants[name]
         self.windows[best] = Window(entry, seen[best])
+
+    def keep_of_pools(self, entry: Entry, terms: Conditions) -> bool:
+        """
+        Keep of each pool what the first in order wants of it that some live node may run, also one that is not seen.
+
+        Others, which want less or another node, would keep it waiting for ever. True if there is too little.
+        """
+        mine, wants = self.free[self.me.name], entry.wants
+        names = [name for name in self.pools & wants.keys() if wants[name]]
+        if any(name not in self.kept for name in names):
+            able = schedule.could_take(wants, self.capacities, terms, self.labels)
+            if any(self.may_keep(entry, name) for name in able) or self.abroad(entry, terms):
+                for name in (name for name in names if name not in self.kept):
+                    self.first[name], self.kept[name] = entry.unit, min(wants[name], mine.get(name, 0)) or 1
+        return any(wants[name] > mine.get(name, 0) for name in names)
+
+    def may_keep(self, entry: Entry, name: str) -> bool:
+        """
+        Whether a place for a job on a node can be hoped for: not while others use what it lacks.
+
+        A place that is promised outlasts what they do for a moment.
+        """
+        if not schedule.outside(entry.wants, self.nodes[name].usable):
+            return True
+        if name != holder(entry):
+            return False
+        key = ("outside", entry.id, entry.chunk)
+        self.watch.add(key)
+        return self.waited.get(key, 0.0) < OUTSIDE_S
 
 
 def kept_for(node: str, kept: Window) -> Reason:

@@ -11,7 +11,7 @@ wrong or written by anybody, and costs then a lost rename or some seconds.
 
 import logging
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,9 @@ class Placement:
         self.since: dict[pack.Key, tuple[float, float]] = {}  # key of `Share.watch` -> first and last seen
         self._looked = self._reserved = -FORGET_S
         self._told: object = None
+        self._reads = 0  # of node.json, since the last look
+        self._somewhere: dict[int | str, str] = {}  # what may be run by a node that is not planned with, and by which
+        self._nowhere: dict[int | str, float] = {}  # what may not, and when that was found
 
     # --- what others say
 
@@ -70,11 +73,11 @@ class Placement:
         self._looked = now
         names = self.daemon.spool.nodes()
         self.every_s = LOOK_S * max(1.0, len(names) / CROWD)
-        reads, near = 0, []
+        self._reads, near = 0, []
         for name in around(self.daemon.node, names):
             other = self.known.get(name)
-            if reads < READS and (other is None or now - other.read_s >= (0.0 if other.takes else GONE_S)):
-                reads += 1
+            if self._reads < READS and (other is None or now - other.read_s >= (0.0 if other.takes else GONE_S)):
+                self._reads += 1
                 other = self.known[name] = self._read(name, other, now)
             if other and other.takes:
                 near.append(said(name, other.facts, now - other.seen_s))
@@ -106,6 +109,38 @@ class Placement:
                 other = self.known[name] = self._read(name, other, now)
             far += [said(name, other.facts, now - other.seen_s)] if other.takes else []
         return (*self.others, *far)
+
+    def _abroad(self, entry: Entry, terms: Conditions) -> bool:
+        """
+        Whether a live node that is not planned with may run a job, or nobody knows yet.
+
+        Asked of few: who wants of a pool, and fits none of the nodes that are planned with. At most READS
+        files are read in one look; who was not read yet may be the one.
+        """
+        now, unit = host.boottime(), entry.unit
+        if now - self._nowhere.get(unit, -FORGET_S) < self.every_s:
+            return False
+        known = {name: dict[str, int]() for name in around(self.daemon.node, self.daemon.spool.nodes())}
+        last = self._somewhere.get(unit, "")
+        for name in sorted(schedule.could_take({}, known, terms), key=lambda name: name != last):
+            if self._may_run(name, entry, terms, now):
+                self._somewhere = {**(self._somewhere if len(self._somewhere) < READS else {}), unit: name}
+                return True
+        self._nowhere = {**(self._nowhere if len(self._nowhere) < READS else {}), unit: now}
+        return False
+
+    def _may_run(self, name: str, entry: Entry, terms: Conditions, now: float) -> bool:
+        other = self.known.get(name)
+        # a heartbeat must be read more often than it is late
+        fresh_s = GONE_S if other and not other.takes else max(self.every_s, min(GONE_S, self.daemon.policy.beat_s))
+        if other is None or now - other.read_s >= fresh_s:
+            if self._reads >= READS:
+                return other is None
+            self._reads += 1
+            other = self.known[name] = self._read(name, other, now)
+        node = said(name, other.facts)
+        able = schedule.could_take(entry.wants, {name: node.capacity}, terms, {name: node.labels})
+        return other.takes and bool(able) and not schedule.outside(entry.wants, node.usable)
 
     # --- what this node says
 
@@ -160,7 +195,7 @@ class Placement:
         waiting = [at.entry for at in candidates]
         if not self.others or self.daemon.limits.once:
             found = schedule.admit(waiting, node.free, node, conditions, reasons)
-            if not overtakes(waiting, found, node.capacity):
+            if not overtakes(waiting, found, node.capacity, node.pools):
                 return found
         elif not pack.worth_a_plan(waiting, node.free):
             return schedule.admit(waiting, node.free, node, conditions, reasons)
@@ -172,15 +207,22 @@ class Placement:
             () if self.daemon.limits.once else self._with_holders(waiting, now),
             self.tasks(now, kept),
             conditions,
-            {key: now - first for key, (first, _) in self.since.items()},
+            self._waited(now),
             spread=self.daemon.policy.placement == "spread",
             elbow=self.daemon.policy.time_factor,
             reasons=reasons,
+            abroad=self._abroad,
         )
         self._remember(part, now, whole=whole)
         if part.reserve:
             self._reserve(candidates, *part.reserve, now)
         return plan
+
+    def _waited(self, now: float) -> dict[pack.Key, float]:
+        """For how long what the plan watches has been so, without a long break."""
+        for key in [key for key, (_, last) in self.since.items() if key[0] == "outside" and now - last > FORGET_S]:
+            del self.since[key]  # planned is only where something would overtake
+        return {key: now - first for key, (first, _) in self.since.items()}
 
     def _remember(self, part: pack.Share, now: float, *, whole: bool) -> None:
         for key in part.watch:
@@ -215,8 +257,8 @@ def around(node: str, names: Sequence[str]) -> Iterator[str]:
             yield ring[-1 - number]
 
 
-def overtakes(waiting: Sequence[Entry], found: Plan, capacity: Amounts) -> bool:
-    """Whether something would start before an earlier one that could start here some time."""
+def overtakes(waiting: Sequence[Entry], found: Plan, capacity: Amounts, pools: Collection[str] = ()) -> bool:
+    """Whether something would start before an earlier one that could start here some time, or takes from a pool."""
     if not found.start or len(found.start) == len(waiting):
         return False
     last = found.start[-1]
@@ -224,6 +266,7 @@ def overtakes(waiting: Sequence[Entry], found: Plan, capacity: Amounts) -> bool:
     for entry in waiting:
         if entry is last:
             return False
-        if (entry.id, entry.chunk) not in starts and not entry.held and fits(entry.wants, capacity):
+        stays = (entry.id, entry.chunk) not in starts and not entry.held
+        if stays and (fits(entry.wants, capacity) or any(name in entry.wants for name in pools)):
             return True
     return False

@@ -14,7 +14,7 @@ from spoolq.reason import Reason
 from spoolq.reserve import Opening, Window, holder, opening, said
 from spoolq.resources import show_seconds
 from spoolq.roster import Seen
-from spoolq.schedule import NodeView
+from spoolq.schedule import NodeView, outside
 from spoolq.spool import Placed, Spool
 
 _SAYS = re.compile(r"^\s*(?:max_running|max_cpus|fair_share)\s*=", re.MULTILINE)
@@ -31,7 +31,7 @@ class Precedence:
         known = {view.name: view for view in views if not (view.draining or view.full)}
         for at in sorted((at for at in live if at.top == "queue" and at.entry.other), key=lambda at: order(at.entry)):
             view = known.get(holder(at.entry))
-            if view and view.name not in self.kept:
+            if view and view.name not in self.kept and not outside(at.entry.wants, view.usable):
                 node = said(view.name, seen[view.name].facts)._replace(capacity=view.capacity, free=view.free)
                 self.kept[view.name] = at.entry, opening(at.entry.wants, node)
 

@@ -1,10 +1,11 @@
 """
 Reservations and backfill: a big job gets its turn, and no node stands idle for it longer than it must.
 
-The first job in order that fits no node now, but fits an empty one, is kept a place on the node where
-it can start first. That node, and only that one, starts other jobs only if they end before by their
-time limits, or leave what is kept. So the job starts no later than it would if nothing else were
-started there, and all other nodes work on.
+The first job in order that fits no node now, but fits one without other jobs, is kept a place on the node
+where it can start first. That node, and only that one, starts other jobs only if they end before by their
+time limits, or leave what is kept. So the job starts no later than it would if nothing else were started
+there, and all other nodes work on. A job that lacks what is used outside spoolq is kept no place: nobody
+knows until when, and the node would stand idle meanwhile.
 
 A reservation is a fact in the name of the waiting entry, `R=n3`, put there by one rename: the first who
 renames wins, every listing of the queue shows it, a person sees it with `ls`, and it goes when the job
@@ -51,13 +52,18 @@ class Task(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One node that takes jobs, thousandths: what it has, what it may lend now, what it runs, and its labels."""
+    """
+    One node that takes jobs, thousandths: what it has, what it may lend now, what it runs, and its labels.
+
+    `usable`: what it could lend if none of its jobs ran, since others use the rest; None: all that it has.
+    """
 
     name: str
     capacity: Amounts
     free: Amounts
     tasks: tuple[Task, ...] = ()
     labels: Labels = MappingProxyType({})
+    usable: Amounts | None = None
 
 
 class Opening(NamedTuple):
@@ -115,7 +121,8 @@ def said(name: str, facts: Mapping[str, Any], age_s: float = 0.0) -> Node:
             left_s = max(0.0, task[1] - age_s) if type(task[1]) in (int, float) else None
             tasks.append(Task(_amounts(task[0]), left_s))
     labels = sound(facts.get("labels"))
-    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels)
+    usable = _amounts(facts["usable"]) if isinstance(facts.get("usable"), dict) else None
+    return Node(name, _amounts(facts.get("capacity")), _amounts(facts.get("free")), tuple(tasks), labels, usable)
 
 
 def _amounts(value: Any) -> dict[str, int]:

@@ -70,6 +70,7 @@ class NodeView:
         labels: what constraints are asked of.
         devices: what is free of each device, where some are told apart.
         pools: names of what all nodes share; `free` is what is left in all.
+        usable: what it could lend if none of its jobs ran; None if that is its capacity.
     """
 
     name: str
@@ -84,6 +85,7 @@ class NodeView:
     labels: Labels = field(default_factory=dict)
     devices: Stock | None = None
     pools: frozenset[str] = frozenset()
+    usable: Amounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +226,26 @@ def _no_device(wants: Amounts, node: NodeView) -> Reason | None:
     return Reason("Resources", f"{text}; {_holders(names, node.held, 'holds')}")
 
 
+def outside(wants: Amounts, usable: Amounts | None) -> list[str]:
+    """
+    What would be short even if no job ran there, since others use it.
+
+    Nobody knows when these let go of it, so no place is kept for a job that waits for them: the node
+    would stand idle for as long as they like.
+
+    Args:
+        usable: as in `NodeView`.
+    """
+    return [] if usable is None else lacking(wants, usable)
+
+
+def _unkept(wants: Amounts, node: NodeView) -> list[str]:
+    if not (short := outside(wants, node.usable)):
+        return []
+    most = [_of(name, (node.usable or {}).get(name, 0), node.capacity) + f" {name}" for name in short]
+    return [f"no place is kept for it while others leave {node.name} no more than {', '.join(most)}"]
+
+
 def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
     if short := lacking(wants, node.capacity):
         parts = [f"{_needs(wants, name)}, {_figure(name, node.capacity.get(name, 0))} in all" for name in short]
@@ -236,20 +258,24 @@ def _too_big(wants: Amounts, node: NodeView, free: Amounts) -> Reason | None:
         left = {name: min(declared.get(name, 0), free.get(name, 0)) for name in short}
         parts = [f"{_needs(wants, name)}, {_of(name, left[name], node.capacity)} free" for name in short]
         shared = [f"all nodes share {' and '.join(names)}"] if (names := sorted(node.pools & {*short})) else []
-        return Reason("Resources", "; ".join([*parts, *shared, _holders(short, node.held, "holds")]))
+        parts += [*shared, _holders(short, node.held, "holds"), *_unkept(wants, node)]
+        return Reason("Resources", "; ".join(parts))
     short = lacking(wants, free)
     parts = [f"{_needs(wants, name)}, {_of(name, free.get(name, 0), node.capacity)} free as measured" for name in short]
     if node.devices and all(name in node.devices.busy for name in short):
         busy = [f"{name} {','.join(node.devices.busy[name])}" for name in short]
-        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{' and '.join(busy)} used outside spoolq"]))
+        parts += [f"{' and '.join(busy)} used outside spoolq", *_unkept(wants, node)]
+        return Reason("DeviceBusyOutside", "; ".join(parts))
     parts += [f"{_figure(name, declared.get(name, 0))} not held by jobs" for name in short]
     if used := [f"{name} {number}" for name in short for number in sorted(node.busy.get(name, ()))]:
-        return Reason("DeviceBusyOutside", "; ".join([*parts, f"{', '.join(used)} used outside spoolq"]))
+        parts += [f"{', '.join(used)} used outside spoolq", *_unkept(wants, node)]
+        return Reason("DeviceBusyOutside", "; ".join(parts))
     remedy = ""
     if CPUS in short:  # what an idle machine uses of itself must not keep a job waiting for ever
         enough = math.ceil((node.idle_load + wants[CPUS] - free.get(CPUS, 0)) / 100) / 10
         remedy = f" (if that is usual there, idle_load = {enough:g} in spool.toml lets it start)"
-    return Reason("MeasuredLoad", "; ".join([*parts, f"the rest is used outside spoolq{remedy}"]))
+    parts += [f"the rest is used outside spoolq{remedy}", *_unkept(wants, node)]
+    return Reason("MeasuredLoad", "; ".join(parts))
 
 
 def _figure(name: str, amount: int) -> str:

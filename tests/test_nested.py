@@ -116,12 +116,14 @@ def test_a_parent_that_is_ended_ends_its_children_waiting_and_running_everywhere
         {SPOOLQ} sub -H --wrap 'sleep 100'
         {SPOOLQ} sub -w n2 --detach -H true
         touch {cluster.base}/parent.up; sleep 100"""
-    limit = ["-t", "8s"] if how != "killed" else []
+    limit = ["-t", "1h"] if how != "killed" else []
     parent = cluster.sub("-w", "n1", *limit, script(cluster, "parent.sh", lines))
     for mark in ("parent.up", "child.up"):
         cluster.until(lambda mark=mark: os.path.exists(f"{cluster.base}/{mark}"), mark)
     if how == "killed":
         cluster.ok("kill", str(parent))
+    else:
+        cluster.ok("edit", str(parent), "time=1s")
 
     running, waiting, held, free = range(parent + 1, parent + 5)
     assert "CANCELLED" == cluster.result(running)["state"]

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolq.entry import Entry, released
-from spoolq.pack import DEPTH, STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
+from spoolq.pack import DEPTH, OUTSIDE_S, STEP_S, STEPS, delay_s, emptiness, plan, worth_a_plan
 from spoolq.reserve import Node, Task, holder, opening, reserving
 from spoolq.resources import add, fits, free_of
-from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order
+from spoolq.schedule import ANYWHERE, Conditions, NodeView, in_order, outside
 
 amounts = st.dictionaries(st.sampled_from(["cpus", "mem", "gpu"]), st.integers(0, 5).map(lambda n: n * 500))
 few = st.dictionaries(st.sampled_from(["cpus", "mem"]), st.integers(0, 2).map(lambda n: n * 500))
@@ -39,6 +39,7 @@ def clusters(draw):
 
 def view(node, **changes):
     held = {90_000 + number: task.wants for number, task in enumerate(node.tasks)}
+    changes = {"usable": node.usable, **changes}
     return NodeView(name=node.name, capacity=node.capacity, free=node.free, held=held, **changes)
 
 
@@ -224,6 +225,60 @@ def test_a_job_of_higher_priority_does_not_wait_for_a_reservation_of_a_lower_one
 def test_a_job_that_can_never_start_takes_no_reservation():
     for _, _, part in plans([job(1, cpus=5), job(2, cpus=4)], [busy("n1", (2, 60))]):
         assert 2 == part.reserve[0].id
+
+
+def used(name, *running, cpus=4, others=1):
+    """A node of which `others` cpus are used outside spoolq."""
+    node = busy(name, *running, cpus=cpus)
+    usable = {"cpus": (cpus - others) * 1000}
+    return node._replace(usable=usable, free=free_of(usable, [task.wants for task in node.tasks]))
+
+
+def windows(queue, cluster, waited=None):
+    [(found, part), *_] = [(found, part) for _, found, part in plans(queue, cluster, waited=waited or {})]
+    return keys(found.start), part.reserve and part.reserve[1], sorted(key[0] for key in part.watch)
+
+
+def test_no_place_is_kept_for_what_others_use():
+    queue = [job(1, cpus=4), job(2, cpus=1)]  # neither has a time limit
+    assert ([], "n1", ["keep"]) == windows(queue, [busy("n1", (2, None))])
+    assert ([2], None, []) == windows(queue, [used("n1", (2, None))])
+    # what jobs keep it from is waited for, beside what others use, and by who comes after it too
+    assert ([], "n1", ["keep"]) == windows([job(1, cpus=3), job(2, cpus=1)], [used("n1", (2, None))])
+    assert ([], "n1", ["keep"]) == windows([job(1, cpus=4), job(3, cpus=3), job(2, cpus=1)], [used("n1", (2, None))])
+    # another node where only jobs keep it from starting has the place
+    assert ([2], "n2", []) == windows(queue, [used("n1", (2, None)), busy("n2", (4, None))])
+
+
+def test_a_place_that_is_promised_outlasts_what_others_do_for_a_moment():
+    queue, node = [job(1, cpus=4, other=("R=n1",)), job(2, cpus=1)], used("n1", (2, None))
+    key = ("outside", 1, "")
+    assert ([], None, ["keep", "outside"]) == windows(queue, [node], {key: OUTSIDE_S / 2})
+    assert ([2], None, ["outside"]) == windows(queue, [node], {key: OUTSIDE_S})
+    assert ([2], "n2", ["outside"]) == windows(queue, [node, busy("n2", (4, None))], {key: OUTSIDE_S})
+
+
+@given(queues, clusters(), st.data())
+def test_what_no_end_of_a_job_would_let_start_bars_nobody(queue, cluster, data):
+    """Whatever others use: with or without what lacks that, the rest of the queue starts as it would."""
+    cluster = [
+        node._replace(usable={name: data.draw(st.integers(0, amount)) for name, amount in node.capacity.items()})
+        for node in cluster
+    ]
+    cluster = [
+        node._replace(
+            free={name: min(amount, node.usable[name]) for name, amount in node.free.items()},
+        )
+        for node in cluster
+    ]
+    waited = {(kind, entry.id, ""): 1e9 for entry in queue for kind in ("claim", "outside")}
+    hopeless = [e for e in queue if all(outside(e.wants, node.usable) for node in cluster)]
+    for node, found, part in plans(queue, cluster, waited=waited):
+        assert part.reserve is None or part.reserve[0] not in hopeless
+        others = [other for other in cluster if other is not node]
+        rest = [e for e in queue if e not in hopeless]
+        alone, _ = plan(rest, view(node), others, node.tasks, waited=waited, reasons=1000)
+        assert keys(alone.start) == keys(found.start)
 
 
 class World:

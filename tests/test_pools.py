@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tests.world
-from spoolq import claim, config
-from spoolq.entry import Entry
+from spoolq import claim, config, host
+from spoolq.entry import Entry, released
 from spoolq.errors import Misconfigured
 from spoolq.pack import plan
 from spoolq.pools import Verdict, concerns, holders, judge, taken
-from spoolq.reserve import Node
-from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, admit, explain
+from spoolq.reserve import Node, reserving
+from spoolq.resources import fits
+from spoolq.schedule import ANYWHERE, POOL_KEPT, Conditions, NodeView, admit, could_take, explain
 from tests.test_crash_points import explore
+from tests.test_pack import World as Nodes
+from tests.test_placement import said as say
 from tests.test_schedule import entry
 from tests.world import World
 
@@ -279,6 +282,95 @@ def test_a_pool_is_kept_for_the_first_also_by_nodes_that_could_not_run_it():
             assert POOL_KEPT in str({e.id: reason for e, reason in found.blocked}[2])
 
 
+class Shared(Nodes):
+    """
+    Nodes with a pool of which each plans with itself and the next `near` only, as one of a crowd does.
+
+    A job with `more` may run on `bound` alone, which is the last to look.
+    """
+
+    def __init__(self, cpus, size, near, bound):
+        super().__init__(cpus)
+        self.size, self.near, self.bound = size, near, bound
+
+    def terms(self, entry):
+        return Conditions(nodelist=(self.bound,)) if entry.more else ANYWHERE
+
+    def left(self):
+        using = sum(entry.wants.get(POOL, 0) for jobs in self.running.values() for entry, _, _ in jobs)
+        return {POOL: self.size * 1000 - using}
+
+    def node(self, name):
+        found = super().node(name)
+        return found._replace(capacity={**found.capacity, POOL: self.size * 1000}, free={**found.free, **self.left()})
+
+    def look(self, name):
+        names = [*self.cpus] * 2
+        place = names.index(name)
+        others = [other for other in dict.fromkeys(names[place + 1 : place + 1 + self.near]) if other != name]
+        me = self.node(name)
+        view = NodeView(name=name, capacity=me.capacity, free=me.free, pools=frozenset([POOL]))
+        asked = []
+
+        def abroad(entry, terms):
+            asked.append(entry.id)
+            far = {other: self.node(other).capacity for other in self.cpus if other not in (name, *others)}
+            return bool(could_take(entry.wants, far, terms))
+
+        waited = {key: self.now - since for key, since in self.waited[name].items()}
+        found, part = plan(
+            self.queue, view, [self.node(other) for other in others], me.tasks, self.terms, waited, abroad=abroad
+        )
+        assert len(asked) <= sum(POOL in entry.wants for entry in self.queue)
+        self.waited[name] = {key: self.waited[name].get(key, self.now) for key in part.watch}
+        for job in found.start:
+            assert fits({POOL: job.wants.get(POOL, 0)}, self.left())
+            self.queue.remove(job)
+            self.running[name].append((released(job), self.now, self.now + self.runs[job.id]))
+            self.done[job.id] = self.now
+        if part.reserve and part.reserve[0] in self.queue:
+            self.queue[self.queue.index(part.reserve[0])] = reserving(*part.reserve)
+
+    def step(self):
+        for name, jobs in self.running.items():
+            self.running[name] = [item for item in jobs if item[2] > self.now]
+        for name in sorted(self.cpus, key=lambda name: name == self.bound):
+            self.look(name)
+        self.now += 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.lists(st.integers(1, 6), min_size=5, max_size=5),
+    st.data(),
+)
+def test_nobody_is_overtaken_for_ever_for_a_pool_whatever_its_node_and_who_sees_it(cpus, size, near, runs, data):
+    """Of an endless stream of small jobs none keeps one from starting that may run on one node only, the last to look."""
+    bound = data.draw(st.sampled_from([f"n{number}" for number in range(len(cpus))]))
+    world, came = Shared(cpus, size, near, bound), 6
+    wants = {"cpus": data.draw(st.integers(1, world.cpus[bound])) * 1000, POOL: size * 1000}
+    for step in range(came + 3 * max(runs)):  # the pool, then the node, and a look of each
+        for number in range(3 * step + 1, 3 * step + 4):
+            small = {"cpus": 1000, **({POOL: 1000} if number % 3 else {})}
+            world.submit(Entry(rank=500, id=number, wants=small), runs[number % 5])
+        if step == came:
+            world.submit(Entry(rank=499, id=1000, wants=wants, more=True), 1)
+        world.step()
+        if 1000 in world.done:
+            break
+    assert 1000 in world.done
+    # on a node that is gone nobody waits for it
+    gone = Shared(cpus, size, near, "gone")
+    gone.submit(Entry(rank=499, id=1000, wants=wants, more=True), 1)
+    gone.submit(Entry(rank=500, id=1, wants={"cpus": 1000, POOL: 1000}), 1)
+    for _ in range(8):
+        gone.step()
+    assert [1] == [*gone.done]
+
+
 def test_of_two_jobs_for_the_last_of_a_pool_each_node_starts_the_first():
     cpus = {"cpus": 1000}
     queue = [entry(1, cpus=1, lic=1), entry(2, cpus=1, lic=1)]
@@ -374,6 +466,25 @@ def test_a_daemon_that_dies_or_stops_meanwhile_leaves_it_to_others(world, states
     other = world.submit(1, wants={"cpus": 1000, "mem": 1000})
     world.turn(node, "queue")
     assert (other, 1) in world.runner.starts
+
+
+def test_who_waits_for_a_pool_and_a_node_far_away_is_not_overtaken(world, monkeypatch):
+    monkeypatch.setattr("spoolq.placement.NEAR", 1)
+    node, lic = up(world, "m"), {"mem": 10_000, POOL: 1000}
+    node.capacity.update(lic)
+    say(world, "n", capacity={"cpus": 1000, **lic})
+    say(world, "z", capacity={"cpus": 64_000, **lic}, free={**lic, "cpus": 0})
+    world.submit(1, wants={**WANTS, "cpus": 50_000})
+    world.submit(2, wants=WANTS)
+    world.turn(node)
+    assert (["n"], "queue") == ([o.name for o in node.placement.others], world.at(2).top), "z may run job 1"
+    assert ["z"] == [name for name, other in node.placement.known.items() if name != "n" and other.takes]
+    say(world, "z", state="draining")
+    now = host.boottime()
+    for later in range(3):
+        monkeypatch.setattr(host, "boottime", lambda later=later: now + (later + 1) * 2 * node.policy.beat_s)
+        world.turn(node)
+    assert "running" == world.at(2).top, "nobody waits for a node that takes no jobs"
 
 
 def test_a_daemon_that_is_told_to_stop_gives_its_claims_back(world, states):

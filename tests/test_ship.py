@@ -306,7 +306,7 @@ def test_out_follows_a_job_that_keeps_its_output_to_itself(cluster):
     assert "running" == cluster.place(job)
     with open(f"{cluster.base}/go", "w", encoding="ascii"):
         pass
-    assert b"last\n" == following.communicate(timeout=60)[0]
+    assert b"last\n" == following.communicate(timeout=120)[0]
     assert "first\nlast\n" == cluster.text(job)
 
 
@@ -336,5 +336,5 @@ def test_run_shows_it_while_it_runs(cluster):
     assert b"first\n" == running.stdout.readline()
     with open(f"{cluster.base}/go", "w", encoding="ascii"):
         pass
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     assert 0 == running.returncode

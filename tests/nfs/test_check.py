@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.nfs.check import Expected, Truth, check
+from tests.nfs import __main__ as rig
+from tests.nfs.check import Expected, Truth, Verdict, check
 
 
 class World:
@@ -114,3 +115,49 @@ def test_a_job_that_nobody_submitted_is_unexpected_unless_a_submission_was_cut(w
     assert world.look().unexpected
     world.expected.cut = 1
     assert world.look().good
+
+
+# --- what is said of a lab that does not work
+
+
+class FakeLab:
+    """Starts nothing; each scenario ends as `fates` says."""
+
+    def __init__(self, vers, lease_s=90):
+        self.vers = vers
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fates", "code", "said"),
+    [
+        (["good"] * 4, 0, ""),
+        (["good", "unfit"], rig.SKIPPED, "NOT tested to the end, version 4.2: n2 does not boot"),
+        (["bad", "good", "unfit"], 1, "lost: job 7"),
+        (["good", "bad", "good", "good"], 1, "lost: job 7"),
+        (["none"], rig.SKIPPED, "NOT tested, version 4.2: no network namespace"),
+    ],
+)
+def test_a_lab_that_does_not_work_is_no_fault_and_a_lost_job_is_one(monkeypatch, capsys, fates, code, said):
+    left = iter(fates)
+
+    def run(lab, name, jobs=None):
+        fate = next(left)
+        if fate == "unfit":
+            raise rig.Unfit("n2 does not boot")
+        return rig.Row(name, lab.vers, 1, 0, 0, 1.0, Verdict(lost=["job 7"] if fate == "bad" else []), "")
+
+    def lab(vers, lease_s):
+        if fates == ["none"]:
+            raise rig.Unfit("no network namespace")
+        return FakeLab(vers)
+
+    monkeypatch.setattr(rig, "missing", lambda: "")
+    monkeypatch.setattr(rig, "Lab", lab)
+    monkeypatch.setattr(rig, "run", run)
+    monkeypatch.setattr(rig.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["nfs", "--short"])
+    assert code == rig.main()
+    assert said in capsys.readouterr().err
