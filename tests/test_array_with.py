@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -265,3 +266,19 @@ def test_a_task_does_not_wait_for_what_comes_after_it(cluster: Cluster):
     said = cluster.ok("out", "-e", f"{job}_1")
     assert f"job {job}_1 would wait for its own end" in said
     assert f"job {job}_1 and {job}_2 are of one entry (1-3), whose tasks run one after another" in said
+
+
+def test_without_a_command_one_waits_by_looking_at_names(cluster: Cluster):
+    """The lines of the README, in a shell."""
+    with open(os.path.join(os.path.dirname(os.path.dirname(__file__)), "README.md"), encoding="utf-8") as file:
+        lines = [line for line in file if line.startswith(("left() {", 'while [ "$(left'))]
+    assert 2 == len(lines)
+    job = cluster.sub("-a", "1-5", "-r", "1", "--wrap", f"[ {TASK} != 3 ] || [ $SPOOLQ_ATTEMPT = 2 ]")
+    assert 1 == job
+    text = "".join(lines).replace(".42.", f".{job}.").replace("sleep 1", "sleep 0.1")
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
+    waiter = subprocess.Popen(["sh", "-c", text], cwd=cluster.root, stdout=subprocess.PIPE, text=True)
+    cluster.node("n1", 2)
+    out, _ = waiter.communicate(timeout=60)
+    assert 5 == len(out.split())
+    assert {"COMPLETED": "1-5"} == states(cluster, job)

@@ -211,7 +211,14 @@ def test_who_is_inside_a_job(spool, monkeypatch):
         for wanted in (7, "7_3"):
             with pytest.raises(UsageError, match="7_3 would wait for its own end"):
                 nested.refuse_own(spool, {wanted})
-    for name, value in (("SPOOLQ_JOB_ID", "../7"), ("SPOOLQ_JOB_ID", "7_"), ("SPOOLQ_JOB_ID", "7_../3"), ("SPOOLQ_ATTEMPT", ""), ("SPOOLQ_NODE", ""), ("SPOOLQ_SPOOL", "/")):
+    for name, value in (
+        ("SPOOLQ_JOB_ID", "../7"),
+        ("SPOOLQ_JOB_ID", "7_"),
+        ("SPOOLQ_JOB_ID", "7_../3"),
+        ("SPOOLQ_ATTEMPT", ""),
+        ("SPOOLQ_NODE", ""),
+        ("SPOOLQ_SPOOL", "/"),
+    ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert nested.outer(spool) is None
