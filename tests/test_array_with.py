@@ -56,6 +56,9 @@ def test_a_node_does_around_each_task_what_it_does_around_a_job(cluster: Cluster
 
 
 def test_each_task_holds_its_devices_alone(cluster: Cluster):
+    cluster.policy(
+        grace_s=1, settle_s=0, min_free_mb=1, beat_s=1
+    )  # node.json, which tells who holds what, is new as often
     configure(cluster, "[node.devices]\ngpu = { count = 2 }\n")
     cluster.node("n1", 8)
     alone = "mkdir lock.$CUDA_VISIBLE_DEVICES || echo shared; sleep 0.1; rmdir lock.$CUDA_VISIBLE_DEVICES"
@@ -82,8 +85,9 @@ def test_what_concerns_only_some_tasks(cluster: Cluster):
     """More memory after OUT_OF_MEMORY, and only what is stale: each for itself."""
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
     cluster.node("n1", 2)
-    take = "import os; x = bytearray((300 if os.environ['SPOOLQ_ARRAY_TASK_ID'] == '2' else 1) << 20)"
-    line = f"{take}; print(os.environ['SPOOLQ_MEM_MB'], os.environ['SPOOLQ_ATTEMPT'])"
+    take = "import os, time; second = os.environ['SPOOLQ_ARRAY_TASK_ID'] == '2'; x = bytearray(second * 300 << 20)"
+    stay = "second and os.environ['SPOOLQ_ATTEMPT'] == '1' and time.sleep(600)"  # until it is seen
+    line = f"{take}; {stay}; print(os.environ['SPOOLQ_MEM_MB'], os.environ['SPOOLQ_ATTEMPT'])"
     job = only_first(cluster, "-m", "200", "-r", "1", "--retry-mem", "3x", sys.executable, "-c", line)
     cluster.ok("wait", f"{job}_[1-3]")
     assert ["200 1", "600 2", "200 1"] == cluster.ok("out", f"{job}_[1-3]").splitlines()
@@ -104,10 +108,12 @@ def test_what_concerns_only_some_tasks(cluster: Cluster):
 
 def test_an_array_begins_as_one_and_has_a_key_as_one(cluster: Cluster):
     cluster.node("n1", 4)
-    job = cluster.sub("-a", "1-40", "--unique", "k", "--begin", "now+1s", "true")
+    begins = cluster.sub("-a", "1-40", "--begin", "now+1s", "true")
+    job = cluster.sub("-a", "1-40", "--unique", "k", "-H", "true")
     taken = cluster.spoolq("sub", "--unique", "k", "true")
-    assert (1, True) == (taken.returncode, f"job {job} (" in taken.stderr), taken.stderr
-    cluster.ok("wait", str(job))  # sooner than if a look let one task go at a time
+    assert (1, True) == (taken.returncode, f"job {job} (HELD) has the key" in taken.stderr), taken.stderr
+    cluster.ok("release", str(job))
+    cluster.ok("wait", str(job), str(begins))  # within two minutes: a look of five seconds lets all go
     after = cluster.sub("-a", "1-2", "--unique", "k", "-H", "true")
     refused = cluster.spoolq("requeue", str(job))
     assert (1, True) == (refused.returncode, f"job {after} (HELD) has the key" in refused.stderr), refused.stderr
@@ -226,7 +232,7 @@ def test_a_task_that_lends_is_told_of_and_the_next_of_its_chunk_holds_its_cpus(c
     cluster.until(lambda: not cluster.facts("n1")["lent"], "it lends nothing")
     third = cluster.sub("true")
     cluster.until(lambda: "Resources" in cluster.ok("why", str(third)), "no cpu is free")
-    assert ",L" not in os.listdir(f"{cluster.root}/running/n1")[0]
+    cluster.until(lambda: ",L" not in os.listdir(f"{cluster.root}/running/n1")[0], "its name says so too")
     touch(f"{cluster.base}/end")
     cluster.ok("wait", f"{job}_[1-3]", str(third))
 
@@ -241,13 +247,11 @@ def test_a_task_that_is_ended_ends_its_children_and_no_others(cluster: Cluster, 
         {SPOOLQ} sub -J kin -H true
         {SPOOLQ} sub -J kin -a 1-302 sh -c 'touch {cluster.base}/array.up; sleep 100'
         touch {cluster.base}/parent.up; sleep 100"""
-    limit = ["-t", "8s"] if how != "killed" else []
-    job = cluster.sub("-a", "1-2", *limit, script(cluster, "parent.sh", lines))
+    job = cluster.sub("-a", "1-2", script(cluster, "parent.sh", lines))
     for mark in ("parent.up", "child.up", "array.up"):
         cluster.until(lambda mark=mark: os.path.exists(f"{cluster.base}/{mark}"), mark)
     cluster.ok("wait", f"{job}_2")
-    if how == "killed":
-        cluster.ok("kill", f"{job}_1")
+    cluster.ok(*(("kill", f"{job}_1") if how == "killed" else ("edit", f"{job}_1", "time=1s")))
     assert 0 != cluster.spoolq("wait", f"{job}_1").returncode
     rows = json.loads(cluster.ok("stat", "-a", "-n", "all", "--json", "--name", "kin"))["jobs"]
     cluster.ok("wait", "--no-fail", *{str(row["id"]).partition("_")[0] for row in rows})
