@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from spoolq import measure
+from spoolq import awaiting, measure, steer
 from spoolq.overload import Step
 from tests.cluster import Cluster, read
 from tests.test_around import configure, program
@@ -188,6 +188,18 @@ def test_between_two_tasks_nothing_is_said_to_the_runner(world: World):
     assert [] == [message for message in world.runner.said if message.get("id") == ""]
     measure.carry_out(node, chunk.live, Step("suspend", unit), "others need it")
     assert "1_2" == world.runner.heard("suspend")[-1]["id"]
+
+
+def test_a_task_that_is_to_run_again_has_not_ended(tmp_path, monkeypatch):
+    world = World(str(tmp_path / "w"), monkeypatch)
+    submit(world)
+    world.serve()
+    assert {"1_2"} == set(awaiting.ended_now(world.spool, {"1_2"}, sure=True))
+    [at] = [at for at in world.placed() if at.entry.chunk == "a1-3"]
+    steer.do(world.spool, at, steer.requeue_step())
+    assert {"1_4"} == set(awaiting.ended_now(world.spool, {"1_2", "1_4"}, sure=True))
+    world.serve()
+    assert {"1_2"} == set(awaiting.ended_now(world.spool, {"1_2"}, sure=True))
 
 
 # --- jobs in tasks

@@ -241,6 +241,8 @@ def test_a_request_to_lend_is_gone_when_nobody_waits(tmp_path, monkeypatch):
     assert [] == world.requests()
     world.spool.request("n1", "lend", 1, {"attempt": 1, "pid": 2**22 + 5, "start": 1, "boot": "x"}, "t")
     world.spool.request("n1", "lend", 99, {"attempt": 1, "pid": os.getpid()}, "t")
+    me = {"pid": os.getpid(), "start": nested.host.process_identity(os.getpid()), "boot": nested.host.boot_id()}
+    world.spool.request("n1", "lend", 1, {"attempt": 1, **me, "task": [1]}, "u")  # anybody may have written it
     control.obey(node)
     assert [] == world.requests()
     world.close()
