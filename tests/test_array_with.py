@@ -11,7 +11,7 @@ from spoolq import awaiting, measure, steer
 from spoolq.overload import Step
 from tests.cluster import Cluster, read
 from tests.test_around import configure, program
-from tests.test_array_crash import submit
+from tests.test_array_crash import recorded, submit
 from tests.test_array_real import states
 from tests.test_nested import SPOOLQ, script, touch
 from tests.world import World
@@ -188,6 +188,22 @@ def test_between_two_tasks_nothing_is_said_to_the_runner(world: World):
     assert [] == [message for message in world.runner.said if message.get("id") == ""]
     measure.carry_out(node, chunk.live, Step("suspend", unit), "others need it")
     assert "1_2" == world.runner.heard("suspend")[-1]["id"]
+
+
+def test_a_suspended_entry_whose_last_task_is_killed_has_ended(world: World):
+    submit(world)
+    node = world.up(cpus=1)
+    world.turn(node)
+    for task in (1, 2):
+        world.runner.end((f"1_{task}", 1))
+        world.turn(node)
+    world.spool.request("n1", "suspend", 1, {"attempt": 1, "chunk": "1-3"}, "1")
+    world.spool.request("n1", "kill", 1, {"attempt": 1, "chunk": "1-3", "task": 3}, "2")
+    for _ in range(3):
+        world.turn(node)
+    [at] = [at for at in world.placed() if at.entry.chunk == "a1-3"]
+    assert ("done", "cancelled") == (at.top, at.entry.ending)
+    assert {1: "COMPLETED", 2: "COMPLETED", 3: "CANCELLED"} == recorded(world)
 
 
 def test_a_task_that_is_to_run_again_has_not_ended(tmp_path, monkeypatch):
