@@ -153,7 +153,7 @@ def advance_one(daemon: "Daemon", chunk: Chunk) -> None:
         most = 1 if chunk.entry.rerun == "N" else AHEAD
         if chunk.unsent < most:
             start(daemon, chunk)
-    elif not chunk.unsent and not (chunk.entry.suspended and not chunk.stop):
+    elif not chunk.unsent and (chunk.stop or not (chunk.entry.suspended and (chunk.due or chunk.stale or chunk.doubt))):
         close(daemon, chunk)
 
 

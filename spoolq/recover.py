@@ -117,6 +117,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
     here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
+    daemon.bench.strays = {}
     for key in {key for key in by_key if isinstance(key[0], str)} - here:
         regain.complete(daemon, key, known)  # before its chunk is given to anybody
         here.add(key)
@@ -137,7 +138,6 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         key = (live.at.entry.unit, live.at.entry.attempt)
         if key not in here and known.state(key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
-    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
         if known.state(key) == "running" and known.jobs[key].get("devices"):
             daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])

@@ -106,6 +106,8 @@ def _outputs(daemon: "Daemon", chunk: chunks.Chunk, number: int) -> tuple[int, .
 def complete(daemon: "Daemon", key: Key, known: Known) -> None:
     """A task whose chunk is not here any more: what it came to is kept; whether it counts is read off all lines."""
     if known.state(key) == "running":
+        if held := known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(held)
         return
     job_id, _, number = str(key[0]).partition("_")
     if known.state(key) == "ended":
