@@ -221,9 +221,7 @@ def _final(known: "Tally", number: int) -> str:
 
     line = known.known.get(number)
     tried = known.job.retries if known.job else 0
-    if line is None or (array.failed(line) and line["attempt"] <= tried) or line["state"] == "PENDING":
-        return ""
-    return array.word_of(line)
+    return array.word_of(line) if line is not None and array.settled(line, tried) else ""
 
 
 def lost(spool: Spool, pending: Collection[Unit]) -> dict[Unit, Outcome]:

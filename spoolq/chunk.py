@@ -112,7 +112,7 @@ def load(daemon: "Daemon", chunk: Chunk) -> None:
     """What of it is left to do, by the results that are there."""
     job, entry = chunk.live.job, chunk.entry
     assert job is not None
-    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk)
+    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk, sure=True)
     chunk.known = dict(array.latest(tasks.of_tasks(lines)))
     chunk.due = deque(array.due(entry, array.parse(job.array), chunk.known, job.retries))
     heed_failures(daemon, chunk)

@@ -125,7 +125,7 @@ def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
     entry, root, job = at.entry, daemon.spool.root, deliver.read_job(daemon.spool, at.entry.id)
     if job is None:
         return False
-    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk))
+    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk, sure=True))
     done_before = any(line["attempt"] == entry.attempt and line.get("state") == "NODE_FAIL" for line in lines)
     left = array.due(entry, array.parse(job.array), array.latest(lines), job.retries)
     if left and not done_before:
