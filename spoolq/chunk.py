@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,7 @@ def advance_one(daemon: "Daemon", chunk: Chunk) -> None:
         most = 1 if chunk.entry.rerun == "N" else AHEAD
         if chunk.unsent < most:
             start(daemon, chunk)
-    elif not chunk.unsent and not (chunk.entry.suspended and not chunk.stop):
+    elif not chunk.unsent and (chunk.stop or not (chunk.entry.suspended and (chunk.due or chunk.stale or chunk.doubt))):
         close(daemon, chunk)
 
 
@@ -267,15 +268,15 @@ def take_refusal(daemon: "Daemon", unit: int | str, attempt: int, why: str) -> N
         daemon.sure = False
 
 
-def record_ends(daemon: "Daemon") -> None:
-    """Bring the results of tasks into the spool, those of a chunk with one fsync; what fails is done again later."""
+def record_ends(daemon: "Daemon", lost: Callable[[], None]) -> None:
+    """Bring the results of tasks into the spool, a chunk's with one fsync; `lost` is called if an output was."""
     ready, failed = ship.ship_all(daemon.spool, daemon.state_dir, [item for _, item in daemon.task_ends])
     through = []
     for chunk in list(dict.fromkeys(map(id, (chunk for chunk, _ in daemon.task_ends)))):
         pairs = [(c, item) for c, item in daemon.task_ends if id(c) == chunk and any(item is r for r in ready)]
         try:
             if pairs:
-                _record(daemon, pairs[0][0], [item for _, item in pairs])
+                _record(daemon, pairs[0][0], [item for _, item in pairs], lost)
                 through += [item for _, item in pairs]
         except OSError as error:
             failed = failed or error
@@ -291,11 +292,13 @@ def record_ends(daemon: "Daemon") -> None:
         raise failed
 
 
-def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished]) -> None:
+def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callable[[], None]) -> None:
     root, entry, job = daemon.spool.root, chunk.entry, chunk.live.job
     kept = [item for item in items if not item.requeue]
     for item in kept:
         deliver.sync_outputs(item)
+        if item.ended.get("reason") == deliver.OUTPUT_LOST:
+            lost()
         deliver.prepare(item, daemon.node)
         if job and job.max_fails and result.ending_word(item.ended) != "exit0":
             tasks.note_failure(root, entry.id, array.bounds(item.at.entry.chunk)[0])

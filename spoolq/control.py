@@ -73,7 +73,7 @@ def unit_of(request: Request) -> int | str:
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     requests = daemon.spool.requests(daemon.node)
-    lend.count(daemon, requests)
+    lend.count(daemon, [request for _, request in requests if sound(request)])
     daemon.carried_out &= {name for name, _ in requests}
     again: set[int | str] = set()
     over: dict[int, set[Key]] = {}

@@ -339,9 +339,9 @@ def sync_path(path: str) -> None:
             os.close(fd)
 
 
-def size_of(fd: int) -> int:
-    """Bytes in an open file."""
-    return os.fstat(fd).st_size
+def facts_of(fd: int) -> os.stat_result:
+    """What stat says of an open file."""
+    return os.fstat(fd)
 
 
 def close(fd: int) -> None:

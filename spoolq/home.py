@@ -313,12 +313,16 @@ def _split_pattern(pattern: str) -> list[str]:
     return [*parts, rest]
 
 
-def reopen_outputs(root: str, job_id: int) -> tuple[int, ...]:
-    """Descriptors of the outputs of a job that an earlier daemon started, through which a failed write is heard of."""
+def reopen_outputs(root: str, entry: Entry) -> tuple[int, ...]:
+    """
+    Descriptors of the outputs of a job that an earlier daemon started, through which a failed write is heard of.
+
+    Those in its home: a link there leads to where -o and -e put them, but for tasks of an array.
+    """
     found = []
     for name in ("stdout", "stderr"):
         with contextlib.suppress(OSError):
-            found.append(fsops.reopen(f"{path_of(root, job_id)}/{name}"))
+            found.append(fsops.reopen(output_path(root, entry, None, name, {}, "")))
     return tuple(fd for fd in found if fd is not None)
 
 

@@ -117,6 +117,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
     here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
+    daemon.bench.strays = {}
     elsewhere = {key for key in by_key if isinstance(key[0], str)} - here
     for key in elsewhere:
         regain.complete(daemon, key, known)  # before its chunk is given to anybody
@@ -138,7 +139,6 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         chunk = daemon.chunks.get(key[0])
         if key not in here and known.state(chunk.key if chunk else key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
-    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
         if known.state(key) == "running" and known.jobs[key].get("devices"):
             daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
@@ -169,8 +169,10 @@ def complete_result(daemon: "Daemon", key: tuple[int, int], known: Known) -> Non
         if known.state(key) == "ended":
             entry, record = at.entry._replace(attempt=key[1], gen=known.jobs[key]["gen"]), known.recorded.get(key)
             item = Finished(at._replace(entry=entry), known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
+            ours = at.top == "done" and at.entry.attempt == key[1] and record and record["gen"] == at.entry.gen
+            item.record = record if ours else None  # it may know more: that an output was lost is told only once
             deliver.prepare(item, daemon.node)
-            if at.top != "done" or at.entry.attempt != key[1] or not record or record["gen"] != at.entry.gen:
+            if not ours:
                 if not record:
                     daemon.spool.record(deliver.today(), daemon.node, [item.line])
                 home.keep_late(daemon.spool.root, *key, item.result)
@@ -229,7 +231,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = None
     if live is None:
         local = ship.kept(daemon.state_dir, key)
-        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
+        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, at.entry)
         read = deliver.read_job(daemon.spool, key[0])
         ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
         live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)

@@ -78,6 +78,7 @@ def compare(daemon: "Daemon", at: Placed, known: Known) -> None:
             if chunk.current not in (None, number):
                 continue
             chunk.current = number
+            chunk.live.outputs = chunk.live.outputs or _outputs(daemon, chunk, number)
             chunk.live.scratch = chunk.live.scratch or known.jobs[key].get("scratch") or ""
             chunks.take_end(daemon, *key, known.jobs[key]["ended"])
         elif known.state(key) == "doubtful":
@@ -94,11 +95,17 @@ def _adopt(daemon: "Daemon", chunk: chunks.Chunk, number: int, job: dict[str, An
     live.devices = devices.sound(job["devices"]) if job.get("devices") else live.devices
     live.scratch = job.get("scratch") or ""
     key = chunks.run_key(chunk.entry, number)
-    if ship.kept(daemon.state_dir, key):
-        live.outputs = ship.reopen(daemon.state_dir, key)
+    live.outputs = _outputs(daemon, chunk, number)
     if job.get("stage") == {True: "running", False: "paused"}[chunk.entry.suspended]:
         verb = "suspend" if chunk.entry.suspended else "resume"
         daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
+
+
+def _outputs(daemon: "Daemon", chunk: chunks.Chunk, number: int) -> tuple[int, ...]:
+    key = chunks.run_key(chunk.entry, number)
+    if ship.kept(daemon.state_dir, key):
+        return ship.reopen(daemon.state_dir, key)
+    return home.reopen_outputs(daemon.spool.root, array.task_entry(chunk.entry, number))
 
 
 def complete(daemon: "Daemon", key: Key, known: Known) -> None:
@@ -109,6 +116,8 @@ def complete(daemon: "Daemon", key: Key, known: Known) -> None:
     decided by the rule of its user (simulation: with the rule yes it ended as NODE_FAIL before its next attempt ran).
     """
     if known.state(key) == "running":
+        if held := known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(held)
         return
     job_id, _, number = str(key[0]).partition("_")
     if known.state(key) == "ended" and known.jobs[key]["ended"].get("reason") != "lost":

@@ -73,6 +73,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
     if entry.chunk:
+        heed_kills(daemon, entry, known)
         descent.end_of_chunk(daemon.spool, entry, daemon.node)
     else:
         descent.end_children(daemon.spool, entry.id, daemon.node)
@@ -97,6 +98,22 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         return run_again(daemon, at, **more)
     log.warning("node fail job=%s attempt=%d", *key)
     return daemon.around.end(daemon, at, "nodefail", detail)
+
+
+def heed_kills(daemon: "Daemon", entry: Entry, known: Known) -> None:
+    """What users asked for tasks of a chunk that its node did not live to end: they do not run again either."""
+    asked: set[int] = set()
+    for node in [known.node] if known.node else daemon.spool.nodes():
+        for _, request in daemon.spool.requests(node):
+            about = (request.get("verb"), request.get("id"), request.get("attempt"), request.get("chunk"))
+            if about == ("kill", entry.id, entry.attempt, entry.chunk[1:]) and type(request.get("task")) is int:
+                asked.add(request["task"])
+    job = deliver.read_job(daemon.spool, entry.id) if asked else None
+    if job is not None:
+        lines = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+        for number in asked.intersection(array.due(entry, array.parse(job.array), lines, job.retries)):
+            of_task = array.task_entry(entry, number)
+            deliver.write_unstarted(daemon.spool, of_task, "cancelled", "cancelled by its user", daemon.node)
 
 
 def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:

@@ -11,6 +11,7 @@ import time
 import traceback
 from typing import NamedTuple
 
+from tests.nfs import capabilities  # noqa: F401  # registers its scenarios
 from tests.nfs.check import Verdict
 from tests.nfs.lab import Lab, Unfit, missing
 from tests.nfs.scenarios import SCENARIOS, undo
@@ -79,9 +80,13 @@ def run(lab: Lab, name: str, jobs: int | None = None) -> Row:
             raise Unfit(f"{' '.join(died)} died by itself") from error
         problem = traceback.format_exc()
     wall_s = time.monotonic() - began
-    if site:
-        undo(site)
-        site.close()
+    try:
+        if site:
+            undo(site)
+            site.close()
+    except Exception as error:  # what was seen before counts all the same
+        if verdict.good:
+            raise Unfit(f"the lab cannot be set right after {name}: {error!r}") from error
     expected = site.expected if site else None
     asked = len(expected.acknowledged) if expected else 0
     return Row(name, lab.vers, asked, faults, len(expected.struck) if expected else 0, wall_s, verdict, problem)

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from tests.nfs import __main__ as rig
+from tests.nfs import capabilities
 from tests.nfs.check import Expected, Truth, Verdict, check
+from tests.nfs.scenarios import Scenario
 
 
 class World:
@@ -161,3 +163,57 @@ def test_a_lab_that_does_not_work_is_no_fault_and_a_lost_job_is_one(monkeypatch,
     monkeypatch.setattr("sys.argv", ["nfs", "--short"])
     assert code == rig.main()
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [[], ["job 7"]])
+def test_what_was_lost_counts_also_if_the_lab_cannot_be_set_right(monkeypatch, lost):
+    class Site:
+        def __init__(self, *_, **__):
+            self.expected = Expected()
+
+        def verdict(self):
+            return Verdict(lost=lost)
+
+    def undo(_):
+        raise OSError("n2 is gone")
+
+    monkeypatch.setattr(rig, "Site", Site)
+    monkeypatch.setattr(rig, "undo", undo)
+    monkeypatch.setitem(rig.SCENARIOS, "race", Scenario(lambda *_: 0, 1, {}, (), user=False))
+    if lost:
+        assert not rig.run(FakeLab("3"), "race").good
+    else:
+        with pytest.raises(rig.Unfit, match="n2 is gone"):
+            rig.run(FakeLab("3"), "race")
+
+
+# --- tasks of arrays, and who ran beside whom
+
+
+def test_tasks_of_an_array_are_checked_like_jobs(world):
+    world.expected.acknowledged.clear()
+    world.expected.acknowledged.update(["7_8", "7_9"])
+    world.expected.codes = {"7_9": 0}
+    world.lines = ["7_8.1 start 10.0", "7_8.1 end 12.0", "7_9.1 start 10.0", "7_9.1 end 12.0"]
+    world.entries = [["done/0", "500.7.2.1~exit3,c1,a8~sh"], ["done/0", "500.7.2.1~exit0,c1,a9~sh"]]
+    homes = {}
+    for number, code in ((8, 3), (9, 0)):
+        result = {"id": 7, "task": number, "attempt": 1, "exit_code": code, "state": "", "reason": None}
+        homes[f"7_{number}"] = {"result": json.dumps(result), "stdout": f"early 7_{number}.1\nlate 7_{number}.1\n"}
+    spool = {"entries": world.entries, "homes": homes, "history": [], "silly": []}
+
+    def look():
+        return check(world.expected, Truth.read(world.lines), spool)
+
+    assert look().good, look()
+    world.lines += ["7_9.2 start 13.0", "7_9.2 end 14.0"]
+    assert look().duplicated
+    spool["entries"] = world.entries[:1]
+    assert ["7_9: no entry (ran: [1, 2])"] == look().lost
+
+
+def test_what_ran_at_once_is_counted():
+    spans = {(1, 1): (0.0, 2.0), (2, 1): (1.0, 3.0), ("7_1", 1): (2.0, 9.0), (4, 1): (8.0, float("inf"))}
+    assert 2 == capabilities.most(spans)
+    assert 3 == capabilities.most(spans, {1: 1, 2: 1, "7_1": 2})
+    assert 0 == capabilities.most({})
