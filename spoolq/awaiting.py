@@ -202,24 +202,26 @@ def of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Pl
             word = array.worst(at.entry.ending or "" for at in chunks)
             found[job_id] = Outcome(job_id, shell_code(word), of_ending(word).name)
         tasks = [unit for unit in wanted if isinstance(unit, str) and id_of(unit) == job_id]
-        if tasks:
-            known = tally.Tally(spool, job_id, chunks)
-            for unit in tasks:
-                number = int(unit.partition("_")[2])
-                if word := known.ended(number) or _final(known, number):
-                    found[unit] = Outcome(unit, shell_code(word), of_ending(word).name)
+        if not tasks:
+            continue
+        known = tally.Tally(spool, job_id, chunks)
+        numbers = {unit: int(unit.partition("_")[2]) for unit in tasks}
+        words = {unit: known.ended(number) for unit, number in numbers.items()}
+        if any(not words[unit] and _final(known, number) for unit, number in numbers.items()):
+            # their chunks are not through; perhaps they are to run again
+            now = tally.Tally(spool, job_id, (at for at in spool.live() if at.entry.id == job_id))
+            words |= {unit: now.ended(n) for unit, n in numbers.items() if not words[unit] and _final(now, n)}
+        found |= {unit: Outcome(unit, shell_code(word), of_ending(word).name) for unit, word in words.items() if word}
     return found
 
 
 def _final(known: "Tally", number: int) -> str:
-    """How a task ended whose chunk has not, if that is the last word."""
+    """How a task ended whose chunk has not, if that is the last word of this attempt."""
     from spoolq import array
 
     line = known.known.get(number)
     tried = known.job.retries if known.job else 0
-    if line is None or (array.failed(line) and line["attempt"] <= tried) or line["state"] == "PENDING":
-        return ""
-    return array.word_of(line)
+    return array.word_of(line) if line is not None and array.settled(line, tried) else ""
 
 
 def lost(spool: Spool, pending: Collection[Unit]) -> dict[Unit, Outcome]:

@@ -112,7 +112,7 @@ def load(daemon: "Daemon", chunk: Chunk) -> None:
     """What of it is left to do, by the results that are there."""
     job, entry = chunk.live.job, chunk.entry
     assert job is not None
-    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk)
+    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk, sure=True)
     chunk.known = dict(array.latest(tasks.of_tasks(lines)))
     chunk.due = deque(array.due(entry, array.parse(job.array), chunk.known, job.retries))
     heed_failures(daemon, chunk)
@@ -153,7 +153,7 @@ def advance_one(daemon: "Daemon", chunk: Chunk) -> None:
         most = 1 if chunk.entry.rerun == "N" else AHEAD
         if chunk.unsent < most:
             start(daemon, chunk)
-    elif not chunk.unsent and not (chunk.entry.suspended and not chunk.stop):
+    elif not chunk.unsent and (chunk.stop or not (chunk.entry.suspended and (chunk.due or chunk.stale or chunk.doubt))):
         close(daemon, chunk)
 
 

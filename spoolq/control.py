@@ -73,7 +73,7 @@ def unit_of(request: Request) -> int | str:
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     requests = daemon.spool.requests(daemon.node)
-    lend.count(daemon, requests)
+    lend.count(daemon, [request for _, request in requests if sound(request)])
     daemon.carried_out &= {name for name, _ in requests}
     again: set[int | str] = set()
     over: dict[int, set[Key]] = {}
@@ -102,8 +102,9 @@ def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[Ke
         return Verdict.STAYS if lend.here(daemon, request) and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
-    if "chunk" not in request and (mine := [one.live for one in daemon.chunks.values() if one.entry.id == job_id]):
-        verdicts = [carry_out(daemon, live, request) for live in mine]  # a file without words: about the whole array
+    mine = [one.live for one in daemon.chunks.values() if one.entry.id == job_id]  # a file without words: of all of it
+    if mine := [live for live in mine if attempt in (None, live.at.entry.attempt)]:
+        verdicts = [carry_out(daemon, live, request) for live in mine]
         return Verdict.STAYS if Verdict.STAYS in verdicts else Verdict.DONE
     if any(item.at.entry.id == job_id for item in daemon.ended):
         return Verdict.STAYS  # its end is on its way into the spool, and this may say where to

@@ -323,10 +323,10 @@ class Daemon(Agenda):
 
     def take_end(self, job_id: int | str, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        self.bench.strays.pop((job_id, attempt), None)
         if isinstance(job_id, str):
             chunk.take_end(self, job_id, attempt, ended)
             return
-        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return

@@ -47,9 +47,9 @@ def _key(daemon: "Daemon", live: Live) -> tuple[int, int | None, int]:
     return entry.id, -1 if of_array.current is None else of_array.current, entry.attempt
 
 
-def count(daemon: "Daemon", requests: Iterable[tuple[str, dict[str, Any]]]) -> None:
+def count(daemon: "Daemon", requests: Iterable[dict[str, Any]]) -> None:
     """Who waits now, of the requests just listed; what they do not need is lent at once, what they need again not."""
-    asked = [r for _, r in requests if r.get("verb") == "lend"]
+    asked = [r for r in requests if r["verb"] == "lend"]
     keys = {(r.get("id"), r.get("task"), r.get("attempt")) for r in asked if waits(r)}
     changed = False
     for live in daemon.live.values():

@@ -117,9 +117,10 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
     here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
-    for key in {key for key in by_key if isinstance(key[0], str)} - here:
+    daemon.bench.strays = {}
+    elsewhere = {key for key in by_key if isinstance(key[0], str)} - here
+    for key in elsewhere:
         regain.complete(daemon, key, known)  # before its chunk is given to anybody
-        here.add(key)
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
@@ -135,13 +136,14 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
                 (regain.compare if at.entry.chunk else take_over)(daemon, at, known)
     for live in list(daemon.live.values()):
         key = (live.at.entry.unit, live.at.entry.attempt)
-        if key not in here and known.state(key) != "running":
+        chunk = daemon.chunks.get(key[0])
+        if key not in here and known.state(chunk.key if chunk else key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
-    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
         if known.state(key) == "running" and known.jobs[key].get("devices"):
             daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
-        complete_result(daemon, (int(key[0]), key[1]), known)
+        if key not in elsewhere:
+            complete_result(daemon, (int(key[0]), key[1]), known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
     placed = [live.at.entry for live in daemon.live.values()]
     placed += [item.at.entry for item in (*daemon.ended, *(item for _, item in daemon.task_ends))]

@@ -73,6 +73,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
     if entry.chunk:
+        heed_kills(daemon, entry, known)
         descent.end_of_chunk(daemon.spool, entry, daemon.node)
     else:
         descent.end_children(daemon.spool, entry.id, daemon.node)
@@ -99,6 +100,22 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     return daemon.around.end(daemon, at, "nodefail", detail)
 
 
+def heed_kills(daemon: "Daemon", entry: Entry, known: Known) -> None:
+    """What users asked for tasks of a chunk that its node did not live to end: they do not run again either."""
+    asked: set[int] = set()
+    for node in [known.node] if known.node else daemon.spool.nodes():
+        for _, request in daemon.spool.requests(node):
+            about = (request.get("verb"), request.get("id"), request.get("attempt"), request.get("chunk"))
+            if about == ("kill", entry.id, entry.attempt, entry.chunk[1:]) and type(request.get("task")) is int:
+                asked.add(request["task"])
+    job = deliver.read_job(daemon.spool, entry.id) if asked else None
+    if job is not None:
+        lines = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+        for number in asked.intersection(array.due(entry, array.parse(job.array), lines, job.retries)):
+            of_task = array.task_entry(entry, number)
+            deliver.write_unstarted(daemon.spool, of_task, "cancelled", "cancelled by its user", daemon.node)
+
+
 def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
     """
     End the one task of a chunk that may have been running and must not run again; the others certainly never started.
@@ -108,7 +125,7 @@ def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
     entry, root, job = at.entry, daemon.spool.root, deliver.read_job(daemon.spool, at.entry.id)
     if job is None:
         return False
-    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk))
+    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk, sure=True))
     done_before = any(line["attempt"] == entry.attempt and line.get("state") == "NODE_FAIL" for line in lines)
     left = array.due(entry, array.parse(job.array), array.latest(lines), job.retries)
     if left and not done_before:

@@ -215,7 +215,7 @@ def fill_array(spool: Spool, job: Job, base: Entry) -> Entry:
     nodes = [facts["capacity"] for name in spool.nodes() if (facts := spool.read_node(name)) and "capacity" in facts]
     room = [min(has.get(name, 0) // amount for name, amount in wants if amount) for has in nodes]
     found = array.entries(base, array.parse(job.array), max(sum(room), array.WORKERS))
-    tasks.fill(spool.root, base.id, [entry.name for entry in found])
+    tasks.fill(spool.root, base.id, [entry.name for entry in found], bounded=bool(job.max_fails))
     return found[0]
 
 

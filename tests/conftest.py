@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from spoolq import daemon
 from spoolq import spool as spool_room
@@ -18,8 +18,9 @@ from tests.world import SPOOL_TEXT, World
 # how long an example takes says something about the machine, nothing about the code; and what fails has been changed,
 # so the examples are the same each time. SPOOLQ_EXPLORE=20 takes others, 20 times as many
 EXPLORE = int(os.environ.get("SPOOLQ_EXPLORE", "0"))
-settings.register_profile("spoolq", deadline=None, derandomize=True, database=None)
-settings.register_profile("explore", deadline=None, max_examples=100 * EXPLORE or 1)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("spoolq", PATIENT, derandomize=True, database=None)
+settings.register_profile("explore", PATIENT, max_examples=100 * EXPLORE or 1)
 settings.load_profile("explore" if EXPLORE else "spoolq")
 
 
@@ -28,7 +29,10 @@ MEMORY, ROOM = "/dev/shm", 2 << 30
 _made = ""
 if "TMPDIR" not in os.environ and os.path.isdir(MEMORY) and shutil.disk_usage(MEMORY).free >= ROOM:
     _made = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="sq.", dir=MEMORY)  # workers of xdist find it set
-    tempfile.tempdir = None
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # nodes of one name have one scratch directory in TMPDIR
+    os.environ["TMPDIR"] = f"{tempfile.gettempdir()}/{worker}"
+    os.makedirs(os.environ["TMPDIR"], exist_ok=True)
+tempfile.tempdir = None
 
 
 def pytest_sessionfinish(exitstatus: int) -> None:

@@ -263,3 +263,32 @@ def test_a_task_that_took_too_much_memory_is_tried_again_with_more_whenever_the_
     monkeypatch.setattr(rerun, "wait_s", lambda daemon, attempt: 0.0)
     points = explore(tmp_path, monkeypatch, before, goes_on, turns, verify=verify)
     assert points > 40
+
+
+def test_after_a_reboot_a_task_that_was_to_be_killed_does_not_run_again_and_the_others_do(tmp_path, monkeypatch):
+    world = World(str(tmp_path / "w"), monkeypatch, ends=False)
+    submit(world)
+    world.turn(world.up())
+    world.spool.request("n1", "kill", 1, {"attempt": 1, "chunk": "1-3", "task": 1}, "1")
+    world.reboot()
+    world.runner.ends = True
+    world.serve()
+    world.serve()
+    assert {1: "CANCELLED", 2: "COMPLETED", 3: "COMPLETED", 4: "COMPLETED"} == recorded(world)
+    assert [("1_1", 1), ("1_2", 2), ("1_3", 2), ("1_4", 1), ("1_4", 2)] == sorted(world.runner.starts)
+    assert [] == world.requests()
+
+
+def test_a_task_whose_chunk_was_taken_away_holds_its_devices_until_it_ends(tmp_path, monkeypatch):
+    world = World(str(tmp_path / "w"), monkeypatch, ends=False)
+    submit(world)
+    node = world.up(cpus=1)
+    world.turn(node)
+    [at] = [at for at in world.placed() if at.top == "running"]
+    world.runner.jobs["1_1", 1]["devices"] = {"gpu": {"0": 1000}}
+    world.spool.reap(at, "n2")  # another node thought this one lost
+    recover.reconcile(node, list(world.runner.jobs.values()))
+    assert ({}, {("1_1", 1): {"gpu": {"0": 1000}}}) == (node.chunks, node.bench.strays)
+    world.runner.end(("1_1", 1))
+    node.hear()
+    assert {} == node.bench.strays

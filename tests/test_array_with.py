@@ -2,15 +2,16 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
 
-from spoolq import measure
+from spoolq import awaiting, measure, steer
 from spoolq.overload import Step
 from tests.cluster import Cluster, read
 from tests.test_around import configure, program
-from tests.test_array_crash import submit
+from tests.test_array_crash import recorded, submit
 from tests.test_array_real import states
 from tests.test_nested import SPOOLQ, script, touch
 from tests.world import World
@@ -55,6 +56,9 @@ def test_a_node_does_around_each_task_what_it_does_around_a_job(cluster: Cluster
 
 
 def test_each_task_holds_its_devices_alone(cluster: Cluster):
+    cluster.policy(
+        grace_s=1, settle_s=0, min_free_mb=1, beat_s=1
+    )  # node.json, which tells who holds what, is new as often
     configure(cluster, "[node.devices]\ngpu = { count = 2 }\n")
     cluster.node("n1", 8)
     alone = "mkdir lock.$CUDA_VISIBLE_DEVICES || echo shared; sleep 0.1; rmdir lock.$CUDA_VISIBLE_DEVICES"
@@ -81,8 +85,9 @@ def test_what_concerns_only_some_tasks(cluster: Cluster):
     """More memory after OUT_OF_MEMORY, and only what is stale: each for itself."""
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
     cluster.node("n1", 2)
-    take = "import os; x = bytearray((300 if os.environ['SPOOLQ_ARRAY_TASK_ID'] == '2' else 1) << 20)"
-    line = f"{take}; print(os.environ['SPOOLQ_MEM_MB'], os.environ['SPOOLQ_ATTEMPT'])"
+    take = "import os, time; second = os.environ['SPOOLQ_ARRAY_TASK_ID'] == '2'; x = bytearray(second * 300 << 20)"
+    stay = "second and os.environ['SPOOLQ_ATTEMPT'] == '1' and time.sleep(600)"  # until it is seen
+    line = f"{take}; {stay}; print(os.environ['SPOOLQ_MEM_MB'], os.environ['SPOOLQ_ATTEMPT'])"
     job = only_first(cluster, "-m", "200", "-r", "1", "--retry-mem", "3x", sys.executable, "-c", line)
     cluster.ok("wait", f"{job}_[1-3]")
     assert ["200 1", "600 2", "200 1"] == cluster.ok("out", f"{job}_[1-3]").splitlines()
@@ -103,10 +108,12 @@ def test_what_concerns_only_some_tasks(cluster: Cluster):
 
 def test_an_array_begins_as_one_and_has_a_key_as_one(cluster: Cluster):
     cluster.node("n1", 4)
-    job = cluster.sub("-a", "1-40", "--unique", "k", "--begin", "now+1s", "true")
+    begins = cluster.sub("-a", "1-40", "--begin", "now+1s", "true")
+    job = cluster.sub("-a", "1-40", "--unique", "k", "-H", "true")
     taken = cluster.spoolq("sub", "--unique", "k", "true")
-    assert (1, True) == (taken.returncode, f"job {job} (" in taken.stderr), taken.stderr
-    cluster.ok("wait", str(job))  # sooner than if a look let one task go at a time
+    assert (1, True) == (taken.returncode, f"job {job} (HELD) has the key" in taken.stderr), taken.stderr
+    cluster.ok("release", str(job))
+    cluster.ok("wait", str(job), str(begins))  # within two minutes: a look of five seconds lets all go
     after = cluster.sub("-a", "1-2", "--unique", "k", "-H", "true")
     refused = cluster.spoolq("requeue", str(job))
     assert (1, True) == (refused.returncode, f"job {after} (HELD) has the key" in refused.stderr), refused.stderr
@@ -183,6 +190,34 @@ def test_between_two_tasks_nothing_is_said_to_the_runner(world: World):
     assert "1_2" == world.runner.heard("suspend")[-1]["id"]
 
 
+def test_a_suspended_entry_whose_last_task_is_killed_has_ended(world: World):
+    submit(world)
+    node = world.up(cpus=1)
+    world.turn(node)
+    for task in (1, 2):
+        world.runner.end((f"1_{task}", 1))
+        world.turn(node)
+    world.spool.request("n1", "suspend", 1, {"attempt": 1, "chunk": "1-3"}, "1")
+    world.spool.request("n1", "kill", 1, {"attempt": 1, "chunk": "1-3", "task": 3}, "2")
+    for _ in range(3):
+        world.turn(node)
+    [at] = [at for at in world.placed() if at.entry.chunk == "a1-3"]
+    assert ("done", "cancelled") == (at.top, at.entry.ending)
+    assert {1: "COMPLETED", 2: "COMPLETED", 3: "CANCELLED"} == recorded(world)
+
+
+def test_a_task_that_is_to_run_again_has_not_ended(tmp_path, monkeypatch):
+    world = World(str(tmp_path / "w"), monkeypatch)
+    submit(world)
+    world.serve()
+    assert {"1_2"} == set(awaiting.ended_now(world.spool, {"1_2"}, sure=True))
+    [at] = [at for at in world.placed() if at.entry.chunk == "a1-3"]
+    steer.do(world.spool, at, steer.requeue_step())
+    assert {"1_4"} == set(awaiting.ended_now(world.spool, {"1_2", "1_4"}, sure=True))
+    world.serve()
+    assert {"1_2"} == set(awaiting.ended_now(world.spool, {"1_2"}, sure=True))
+
+
 # --- jobs in tasks
 
 
@@ -201,7 +236,7 @@ def test_tasks_that_submit_and_wait_on_one_cpu(cluster: Cluster):
         assert (f"deepest of {child['id']}", f"back {task}") == (first, last)
         assert (f"{job}_{task}", 3) == (child["job"]["parent"], child["priority"])
     cluster.until(lambda: not os.listdir(f"{cluster.root}/nodes/n1/control"), "nobody waits any more")
-    assert not cluster.facts("n1")["lent"]
+    cluster.until(lambda: not cluster.facts("n1")["lent"], "the node says so too")
 
 
 def test_a_task_that_lends_is_told_of_and_the_next_of_its_chunk_holds_its_cpus(cluster: Cluster):
@@ -225,7 +260,7 @@ def test_a_task_that_lends_is_told_of_and_the_next_of_its_chunk_holds_its_cpus(c
     cluster.until(lambda: not cluster.facts("n1")["lent"], "it lends nothing")
     third = cluster.sub("true")
     cluster.until(lambda: "Resources" in cluster.ok("why", str(third)), "no cpu is free")
-    assert ",L" not in os.listdir(f"{cluster.root}/running/n1")[0]
+    cluster.until(lambda: ",L" not in os.listdir(f"{cluster.root}/running/n1")[0], "its name says so too")
     touch(f"{cluster.base}/end")
     cluster.ok("wait", f"{job}_[1-3]", str(third))
 
@@ -240,13 +275,15 @@ def test_a_task_that_is_ended_ends_its_children_and_no_others(cluster: Cluster, 
         {SPOOLQ} sub -J kin -H true
         {SPOOLQ} sub -J kin -a 1-302 sh -c 'touch {cluster.base}/array.up; sleep 100'
         touch {cluster.base}/parent.up; sleep 100"""
-    limit = ["-t", "8s"] if how != "killed" else []
+    limit = ["-t", "1h"] if how != "killed" else []
     job = cluster.sub("-a", "1-2", *limit, script(cluster, "parent.sh", lines))
     for mark in ("parent.up", "child.up", "array.up"):
         cluster.until(lambda mark=mark: os.path.exists(f"{cluster.base}/{mark}"), mark)
     cluster.ok("wait", f"{job}_2")
     if how == "killed":
         cluster.ok("kill", f"{job}_1")
+    else:
+        cluster.ok("edit", f"{job}_1", "time=1s")
     assert 0 != cluster.spoolq("wait", f"{job}_1").returncode
     rows = json.loads(cluster.ok("stat", "-a", "-n", "all", "--json", "--name", "kin"))["jobs"]
     cluster.ok("wait", "--no-fail", *{str(row["id"]).partition("_")[0] for row in rows})
@@ -265,3 +302,19 @@ def test_a_task_does_not_wait_for_what_comes_after_it(cluster: Cluster):
     said = cluster.ok("out", "-e", f"{job}_1")
     assert f"job {job}_1 would wait for its own end" in said
     assert f"job {job}_1 and {job}_2 are of one entry (1-3), whose tasks run one after another" in said
+
+
+def test_without_a_command_one_waits_by_looking_at_names(cluster: Cluster):
+    """The lines of the README, in a shell."""
+    with open(os.path.join(os.path.dirname(os.path.dirname(__file__)), "README.md"), encoding="utf-8") as file:
+        lines = [line for line in file if line.startswith(("left() {", 'while [ "$(left'))]
+    assert 2 == len(lines)
+    job = cluster.sub("-a", "1-5", "-r", "1", "--wrap", f"[ {TASK} != 3 ] || [ $SPOOLQ_ATTEMPT = 2 ]")
+    assert 1 == job
+    text = "".join(lines).replace(".42.", f".{job}.").replace("sleep 1", "sleep 0.1")
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
+    waiter = subprocess.Popen(["sh", "-c", text], cwd=cluster.root, stdout=subprocess.PIPE, text=True)
+    cluster.node("n1", 2)
+    out, _ = waiter.communicate(timeout=60)
+    assert 5 == len(out.split())
+    assert {"COMPLETED": "1-5"} == states(cluster, job)

@@ -199,12 +199,26 @@ def test_who_is_inside_a_job(spool, monkeypatch):
     assert nested.outer(spool) is None
     for name, value in inside.items():
         monkeypatch.setenv(name, value)
-    assert (7, 2, "n1", 0) == nested.outer(spool)
+    assert (7, 2, "n1", 0, None) == nested.outer(spool)
     monkeypatch.setenv("SPOOLQ_PRIORITY", "-5")
     assert {"priority": -5, "parent": "7"} == nested.base(spool)
     with pytest.raises(UsageError, match="its own end"):
         nested.refuse_own(spool, {7})
-    for name, value in (("SPOOLQ_JOB_ID", "../7"), ("SPOOLQ_ATTEMPT", ""), ("SPOOLQ_NODE", ""), ("SPOOLQ_SPOOL", "/")):
+    with monkeypatch.context() as patch:
+        patch.setenv("SPOOLQ_JOB_ID", "7_3")
+        assert (7, 3, "7_3") == (nested.outer(spool).id, nested.outer(spool).task, nested.outer(spool).unit)
+        assert "7_3" == nested.base(spool)["parent"]
+        for wanted in (7, "7_3"):
+            with pytest.raises(UsageError, match="7_3 would wait for its own end"):
+                nested.refuse_own(spool, {wanted})
+    for name, value in (
+        ("SPOOLQ_JOB_ID", "../7"),
+        ("SPOOLQ_JOB_ID", "7_"),
+        ("SPOOLQ_JOB_ID", "7_../3"),
+        ("SPOOLQ_ATTEMPT", ""),
+        ("SPOOLQ_NODE", ""),
+        ("SPOOLQ_SPOOL", "/"),
+    ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert nested.outer(spool) is None
@@ -227,6 +241,8 @@ def test_a_request_to_lend_is_gone_when_nobody_waits(tmp_path, monkeypatch):
     assert [] == world.requests()
     world.spool.request("n1", "lend", 1, {"attempt": 1, "pid": 2**22 + 5, "start": 1, "boot": "x"}, "t")
     world.spool.request("n1", "lend", 99, {"attempt": 1, "pid": os.getpid()}, "t")
+    me = {"pid": os.getpid(), "start": nested.host.process_identity(os.getpid()), "boot": nested.host.boot_id()}
+    world.spool.request("n1", "lend", 1, {"attempt": 1, **me, "task": [1]}, "u")  # anybody may have written it
     control.obey(node)
     assert [] == world.requests()
     world.close()

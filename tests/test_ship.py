@@ -246,7 +246,7 @@ def test_node_dies_at_every_call_of_shipping(tmp_path, monkeypatch):
     assert points > 150
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE])
+@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.ESTALE, marks=pytest.mark.more)])
 def test_shipping_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
     monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
     monkeypatch.setattr(recover, "FULL_S", 0)

@@ -493,7 +493,7 @@ def test_a_drained_node_starts_nothing_more_long_before_its_next_beat(cluster: C
     cluster.node()
     assert "ok\n" == cluster.ok("run", "echo", "ok")
     cluster.ok("drain", "n1")
-    time.sleep(2)
+    time.sleep(5)  # it looks every second, and beats every 20
     job = cluster.sub("true")
     time.sleep(1)
 

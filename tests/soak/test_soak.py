@@ -318,6 +318,7 @@ def test_twenty_seconds_of_real_work_and_real_faults_on_containers():
     assert verdict.done > 10
 
 
+@pytest.mark.more
 def test_a_few_seconds_of_real_work_and_real_faults_on_process_groups():
     verdict = soak(Options(seconds=8, nodes=2, seed=SEED, gap_s=1.0, contained=False))
 
