@@ -291,8 +291,8 @@ class Spool:
         return sorted(filter(NODE_NAME.fullmatch, fsops.names(f"{self.root}/nodes")))
 
     def enter_node(self, node: str) -> None:
-        """Make what a node needs, one level at a time: nothing where the spool is not mounted."""
-        for path in ("nodes/{}", "nodes/{}/control", "nodes/{}/admit", "running/{}", "reaping/{}"):
+        """Make what a node needs, a level at a time; `nodes/` last: who then misses `running/` misses it for 60 s."""
+        for path in ("running/{}", "reaping/{}", "nodes/{}", "nodes/{}/control", "nodes/{}/admit"):
             fsops.make_directory(f"{self.root}/{path.format(node)}")
 
     def write_node(self, node: str, facts: dict[str, Any]) -> None:
