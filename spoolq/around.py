@@ -21,7 +21,6 @@ from spoolq.config import Settings
 from spoolq.fsops import Answer
 from spoolq.local import KEPT
 from spoolq.resources import UNIT
-from spoolq.state import of_ending
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -241,11 +240,9 @@ class Around:
         return answer
 
     def _announce(self, entry: "Entry", job: "Job | None", ending: str, ended: dict[str, Any]) -> None:
-        state = of_ending(ending).name
-        facts = {**hook.of_job(entry, job), "NODE": self.node, "STATE": state, "SIGNAL": ended.get("signal")}
-        facts |= {"EXIT_CODE": ended.get("exit_code"), "REASON": ended.get("detail") or None}
+        facts = {**hook.of_end(entry, job, ending, ended), "NODE": self.node}
         self.hooks.tell(hook.END, facts)
-        if hook.failed(state):
+        if hook.failed(facts["STATE"]):
             self.hooks.tell(hook.FAIL, facts)
 
     def _said(self, key: Key) -> dict[str, Any]:

@@ -313,7 +313,7 @@ def cancel_waiting(daemon: "Daemon", job_id: int, why: str) -> None:
     for top in ("queue", "held"):
         for at in daemon.spool.waiting(top):
             if at.entry.id == job_id:
-                deliver.finish_unstarted(daemon.spool, at, "cancelled", why, daemon.node)
+                daemon.around.end(daemon, at, "cancelled", why)
 
 
 # --- the end of a chunk

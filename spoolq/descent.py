@@ -11,11 +11,10 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-from spoolq import deliver, fsops, home
+from spoolq import fsops, home
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
 from spoolq.nested import CHILDREN
-from spoolq.spool import Spool
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -38,7 +37,7 @@ def end_with_parents(daemon: "Daemon") -> None:
     for item in daemon.ended:
         if not item.followed:
             if was_ended(item):
-                end_children(daemon.spool, item.at.entry.id, daemon.node)
+                end_children(daemon, item.at.entry.id)
             item.followed = True
 
 
@@ -48,13 +47,13 @@ def was_ended(item: "Finished") -> bool:
     return reason in FROM_OUTSIDE or (item.requeue and not item.retry)
 
 
-def end_children(spool: Spool, parent: int, node: str) -> None:
+def end_children(daemon: "Daemon", parent: int) -> None:
     """End all jobs that a job has submitted; each for itself, again if it is moved meanwhile."""
-    for name in fsops.names(f"{home.path_of(spool.root, parent)}/{CHILDREN}"):
+    for name in fsops.names(f"{home.path_of(daemon.spool.root, parent)}/{CHILDREN}"):
         if not home.is_number(name):
             continue
         try:
-            _end(spool, int(name), parent, node)
+            _end(daemon, int(name), parent)
         except NotFound:
             continue  # never committed, or swept
         except (OSError, SpoolqError) as error:
@@ -63,7 +62,8 @@ def end_children(spool: Spool, parent: int, node: str) -> None:
                 raise
 
 
-def _end(spool: Spool, child: int, parent: int, node: str) -> None:
+def _end(daemon: "Daemon", child: int, parent: int) -> None:
+    spool = daemon.spool
     for _ in range(TRIES):
         at = spool.find(child)
         if at.top == "done":
@@ -73,5 +73,5 @@ def _end(spool: Spool, child: int, parent: int, node: str) -> None:
             spool.request(at.node, "kill", child, {"attempt": at.entry.attempt}, f"parent{parent}")
             return
         detail = f"with its parent, job {parent}"
-        if deliver.finish_unstarted(spool, at, "cancelled", detail, node) is Answer.WON:
+        if daemon.around.end(daemon, at, "cancelled", detail) is Answer.WON:
             return

@@ -72,7 +72,7 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not entry.chunk and (record := deliver.proof(known.recorded, entry)):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
-    descent.end_children(daemon.spool, entry.id, daemon.node)
+    descent.end_children(daemon, entry.id)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
