@@ -25,7 +25,7 @@ def intake(daemon: "Daemon") -> Intake:
         base=policy.job_fields(),
         check=lambda job: refusal(daemon, job),
         submitted=daemon.around.submitted,
-        rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
+        rulebook=lambda: profile.load(daemon.policy, plugins=bool(plugin.names(profile.PLUGINS))),
     )
 
 
