@@ -4,6 +4,8 @@ Run jobs again because their users say so: the step of the command `requeue`.
 Invariant: one `requeue` makes one more run, also if its rename had no answer.
 """
 
+from typing import Any
+
 from spoolq import steer
 from spoolq.errors import SpoolqError
 from spoolq.fsops import Answer
@@ -47,10 +49,8 @@ def _requeue(spool: Spool, placed: Placed, failed: bool) -> Outcome | None:
     # the old result goes first: the next attempt may end before we return
     home.set_aside(spool.root, entry.id, entry.attempt)
     try:
-        if entry.chunk:
-            answer, target = spool.requeue(placed, **part.again(spool, entry, failed=failed))
-        else:
-            answer, target = _queue_again(spool, placed)
+        changes = part.again(spool, entry, failed=failed) if entry.chunk else {}
+        answer, target = queue_again(spool, placed, **changes)
     except (OSError, SpoolqError):
         home.bring_back(spool.root, entry.id, entry.attempt)
         raise
@@ -60,12 +60,13 @@ def _requeue(spool: Spool, placed: Placed, failed: bool) -> Outcome | None:
     return Outcome(entry.unit, "requeued", f"job {entry.unit}: queued again as attempt {target.entry.attempt}")
 
 
-def _queue_again(spool: Spool, placed: Placed) -> tuple[Answer, Placed]:
+def queue_again(spool: Spool, placed: Placed, **changes: Any) -> tuple[Answer, Placed]:
+    """An ended entry as its next attempt: into the queue, or to wait for its parents, if nobody else has its key."""
     held = steer.next_hold(spool, placed.entry)
     if placed.entry.more:
         from spoolq import deliver, unique
 
         job = deliver.read_job(spool, placed.entry.id)
         if job and job.unique:
-            return unique.requeue(spool, placed, job, held)
-    return spool.requeue(placed, held=held)
+            return unique.requeue(spool, placed, job, held, **changes)
+    return spool.requeue(placed, held=held, **changes)

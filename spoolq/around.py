@@ -14,9 +14,10 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, deliver, hook
+from spoolq import array, deliver, hook, tasks
 from spoolq.config import Settings
 from spoolq.fsops import Answer
 from spoolq.local import KEPT
@@ -99,11 +100,11 @@ class Around:
             "kept": f"spoolq-job-{entry.unit}.{entry.attempt}{KEPT}",
             # the number of a signal that comes to the first process alone, which is the shepherd
             "first": message["warn"][0] if message.get("warn") and message["warn"][2] else 0,
-            "stage_in": job.stage_in,
+            "stage_in": tasks.of_task(entry, job, job.stage_in),
             "cache": self._cache(message["scratch"]),
-            "stage_out": job.stage_out,
-            "inputs": job.inputs,
-            "targets": job.targets,
+            "stage_out": tasks.of_task(entry, job, job.stage_out),
+            "inputs": tasks.of_task(entry, job, job.inputs),
+            "targets": tasks.of_task(entry, job, job.targets),
             # a later attempt finds what an earlier one may have left half made
             "if_stale": job.if_stale and entry.attempt == 1,
         }
@@ -217,7 +218,8 @@ class Around:
     def told(self, message: dict[str, Any], live: "Live | None") -> None:
         """The runner says that an attempt began."""
         if live and live.at.entry.attempt == message["attempt"] and self.hooks.wants(hook.START):
-            self.hooks.tell(hook.START, {**hook.of_job(live.at.entry, live.job), "NODE": self.node})
+            facts = {**hook.of_job(live.at.entry, live.job), "JOB_ID": message["id"], "NODE": self.node}
+            self.hooks.tell(hook.START, facts)
 
     def submitted(self, entry: "Entry", job: "Job") -> None:
         """A dropped file became a job."""
@@ -228,18 +230,20 @@ class Around:
         """An attempt is delivered."""
         entry = item.at.entry
         self.forget((entry.unit, entry.attempt))
-        if item.requeue or item.late or not (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
-            return
-        self._announce(entry, item.job, item.ending, item.ended)
+        if not (item.requeue or item.late):
+            self.announce(entry, item.job, item.ending, item.ended)
 
     def end(self, daemon: "Daemon", at: "Placed", ending: str, detail: str) -> Answer:
         """End a job that does not run, or whose end nobody saw; see `deliver.finish_unstarted`."""
         answer = deliver.finish_unstarted(daemon.spool, at, ending, detail, daemon.node)
         if answer is Answer.WON and (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
-            self._announce(at.entry, deliver.read_job(daemon.spool, at.entry.id), ending, {"detail": detail})
+            self.announce(at.entry, deliver.read_job(daemon.spool, at.entry.id), ending, {"detail": detail})
         return answer
 
-    def _announce(self, entry: "Entry", job: "Job | None", ending: str, ended: dict[str, Any]) -> None:
+    def announce(self, entry: "Entry", job: "Job | None", ending: str, ended: Mapping[str, Any]) -> None:
+        """Tell the hooks of an end."""
+        if not (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
+            return
         facts = {**hook.of_end(entry, job, ending, ended), "NODE": self.node}
         self.hooks.tell(hook.END, facts)
         if hook.failed(facts["STATE"]):

@@ -222,6 +222,8 @@ def latest(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """
     The line that counts for each task: of the highest attempt; of one attempt that of a run before that of a skip.
 
+    A line PENDING says that this attempt is to run it, so any other of the same attempt says what became of that.
+
     Of two alike the one that ended first: whoever says it again later changes nothing.
     """
     found: dict[int, Mapping[str, Any]] = {}
@@ -233,8 +235,8 @@ def latest(lines: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     return found
 
 
-def _weight(line: Mapping[str, Any]) -> tuple[int, bool]:
-    return line["attempt"], line.get("started") is not None
+def _weight(line: Mapping[str, Any]) -> tuple[int, bool, bool]:
+    return line["attempt"], line.get("state") != State.PENDING.name, line.get("started") is not None
 
 
 def failed(line: Mapping[str, Any]) -> bool:
@@ -245,6 +247,11 @@ def failed(line: Mapping[str, Any]) -> bool:
 def _worth_another(line: Mapping[str, Any], retries: int) -> bool:
     final = (State.COMPLETED.name, State.CANCELLED.name, State.NODE_FAIL.name)
     return line.get("state") not in final and line["attempt"] <= retries
+
+
+def settled(line: Mapping[str, Any], retries: int) -> bool:
+    """Whether a result is the last word: nobody wants that task to run again."""
+    return line.get("state") != State.PENDING.name and not _worth_another(line, retries)
 
 
 def due(entry: Entry, spec: Spec, known: Mapping[int, Mapping[str, Any]], retries: int = 0) -> list[int]:

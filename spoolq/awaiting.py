@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FEW = 8  # jobs whose homes are looked at one by one
 SHORTEST_S, LONGEST_S = 0.005, 0.1
 COST = 10  # times as long as the last look took, at least: thousands of jobs are looked at less often
+MOST_S = 5.0  # but not more: a look that hung for an hour is no measure of the next
 LAG = 0.05  # of the time waited: the share by which an end may be noticed late
 SURE_S = 1.0  # between looks at done/ itself, for ends without a result
 LOST_S = 30.0  # between checks that a job still exists
@@ -128,7 +129,7 @@ def until_ended(
             now = time.monotonic()
             if timeout_s is not None and now - began >= timeout_s:
                 break
-            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=COST * look_s)
+            nap(now - began, None if timeout_s is None else began + timeout_s - now, least_s=min(MOST_S, COST * look_s))
             now = time.monotonic()
             certainly = now - sure >= SURE_S
             found |= ended_now(spool, pending, sure=certainly)
@@ -149,7 +150,7 @@ def _lending(spool: Spool, pending: Collection[Unit]) -> contextlib.AbstractCont
         return contextlib.nullcontext()
     from spoolq import nested
 
-    nested.refuse_own(spool, [unit for unit in pending if isinstance(unit, int)])
+    nested.refuse_own(spool, pending)
     return nested.waiting(spool)
 
 
@@ -201,24 +202,26 @@ def of_arrays(spool: Spool, wanted: Collection[Unit], done: Mapping[int, list[Pl
             word = array.worst(at.entry.ending or "" for at in chunks)
             found[job_id] = Outcome(job_id, shell_code(word), of_ending(word).name)
         tasks = [unit for unit in wanted if isinstance(unit, str) and id_of(unit) == job_id]
-        if tasks:
-            known = tally.Tally(spool, job_id, chunks)
-            for unit in tasks:
-                number = int(unit.partition("_")[2])
-                if word := known.ended(number) or _final(known, number):
-                    found[unit] = Outcome(unit, shell_code(word), of_ending(word).name)
+        if not tasks:
+            continue
+        known = tally.Tally(spool, job_id, chunks)
+        numbers = {unit: int(unit.partition("_")[2]) for unit in tasks}
+        words = {unit: known.ended(number) for unit, number in numbers.items()}
+        if any(not words[unit] and _final(known, number) for unit, number in numbers.items()):
+            # their chunks are not through; perhaps they are to run again
+            now = tally.Tally(spool, job_id, (at for at in spool.live() if at.entry.id == job_id))
+            words |= {unit: now.ended(n) for unit, n in numbers.items() if not words[unit] and _final(now, n)}
+        found |= {unit: Outcome(unit, shell_code(word), of_ending(word).name) for unit, word in words.items() if word}
     return found
 
 
 def _final(known: "Tally", number: int) -> str:
-    """How a task ended whose chunk has not, if that is the last word."""
+    """How a task ended whose chunk has not, if that is the last word of this attempt."""
     from spoolq import array
 
     line = known.known.get(number)
     tried = known.job.retries if known.job else 0
-    if line is None or (array.failed(line) and line["attempt"] <= tried) or line["state"] == "PENDING":
-        return ""
-    return array.word_of(line)
+    return array.word_of(line) if line is not None and array.settled(line, tried) else ""
 
 
 def lost(spool: Spool, pending: Collection[Unit]) -> dict[Unit, Outcome]:

@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def load(daemon: "Daemon", chunk: Chunk) -> None:
     """What of it is left to do, by the results that are there."""
     job, entry = chunk.live.job, chunk.entry
     assert job is not None
-    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk)
+    lines = tasks.read(daemon.spool.root, entry.id, entry.chunk, sure=True)
     chunk.known = dict(array.latest(tasks.of_tasks(lines)))
     chunk.due = deque(array.due(entry, array.parse(job.array), chunk.known, job.retries))
     heed_failures(daemon, chunk)
@@ -152,7 +153,7 @@ def advance_one(daemon: "Daemon", chunk: Chunk) -> None:
         most = 1 if chunk.entry.rerun == "N" else AHEAD
         if chunk.unsent < most:
             start(daemon, chunk)
-    elif not chunk.unsent and not (chunk.entry.suspended and not chunk.stop):
+    elif not chunk.unsent and (chunk.stop or not (chunk.entry.suspended and (chunk.due or chunk.stale or chunk.doubt))):
         close(daemon, chunk)
 
 
@@ -230,6 +231,12 @@ def of_run(daemon: "Daemon", unit: int | str, attempt: int) -> Chunk | None:
     return next((chunk for chunk in daemon.chunks.values() if chunk.key == (unit, attempt)), None)
 
 
+def live_of(daemon: "Daemon", unit: int | str, attempt: int) -> Live | None:
+    """The job, or the chunk of the task, that the runner calls so."""
+    chunk = of_run(daemon, unit, attempt)
+    return chunk.live if chunk else daemon.live.get(unit)
+
+
 def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, Any]) -> None:
     """A task ended: its result is recorded soon, and the next starts."""
     chunk = of_run(daemon, unit, attempt)
@@ -241,10 +248,15 @@ def take_end(daemon: "Daemon", unit: int | str, attempt: int, ended: dict[str, A
     outputs, live.outputs = live.outputs, ()
     clear(daemon, live)
     chunk.current, live.rss_mb = None, 0
+    if live.lends:  # whoever waited does not any more
+        live.lends = False
+        daemon.set_due("news", 0.0)
     if again or (ended.get("reason") == "lost" and chunk.entry.rerun == "Y"):  # fenced: as if it had not run
         chunk.stop, chunk.why = REQUEUED, "its node could not run it, or not reach the spool"
     chunk.unsent += 1
-    daemon.task_ends.append((chunk, Finished(at, ended, live.job, outputs, requeue=chunk.stop == REQUEUED)))
+    item = Finished(at, ended, live.job, outputs, requeue=chunk.stop == REQUEUED)
+    item.peak_mb, live.peak_mb = live.peak_mb, 0
+    daemon.task_ends.append((chunk, item))
     daemon.last_work = host.boottime()
 
 
@@ -256,15 +268,15 @@ def take_refusal(daemon: "Daemon", unit: int | str, attempt: int, why: str) -> N
         daemon.sure = False
 
 
-def record_ends(daemon: "Daemon") -> None:
-    """Bring the results of tasks into the spool, those of a chunk with one fsync; what fails is done again later."""
+def record_ends(daemon: "Daemon", lost: Callable[[], None]) -> None:
+    """Bring the results of tasks into the spool, a chunk's with one fsync; `lost` is called if an output was."""
     ready, failed = ship.ship_all(daemon.spool, daemon.state_dir, [item for _, item in daemon.task_ends])
     through = []
     for chunk in list(dict.fromkeys(map(id, (chunk for chunk, _ in daemon.task_ends)))):
         pairs = [(c, item) for c, item in daemon.task_ends if id(c) == chunk and any(item is r for r in ready)]
         try:
             if pairs:
-                _record(daemon, pairs[0][0], [item for _, item in pairs])
+                _record(daemon, pairs[0][0], [item for _, item in pairs], lost)
                 through += [item for _, item in pairs]
         except OSError as error:
             failed = failed or error
@@ -273,16 +285,20 @@ def record_ends(daemon: "Daemon") -> None:
     for item in through:
         ship.forget(daemon.state_dir, (item.at.entry.unit, item.at.entry.attempt))
         daemon.around.through(item)
+        if daemon.policy.learn:
+            daemon.notes.take(item)
     daemon.family.send({"op": "forget", "jobs": [[i.at.entry.unit, i.at.entry.attempt] for i in through]})
     if failed:
         raise failed
 
 
-def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished]) -> None:
+def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callable[[], None]) -> None:
     root, entry, job = daemon.spool.root, chunk.entry, chunk.live.job
     kept = [item for item in items if not item.requeue]
     for item in kept:
         deliver.sync_outputs(item)
+        if item.ended.get("reason") == deliver.OUTPUT_LOST:
+            lost()
         deliver.prepare(item, daemon.node)
         if job and job.max_fails and result.ending_word(item.ended) != "exit0":
             tasks.note_failure(root, entry.id, array.bounds(item.at.entry.chunk)[0])
@@ -333,7 +349,8 @@ def close(daemon: "Daemon", chunk: Chunk) -> None:
         drop(daemon, chunk)
         rerun.give_back(daemon, at)
     elif job and array.retriable(entry, array.parse(job.array), chunk.known, job.retries):
-        through_reaping(daemon, chunk, entry.other, held="HR" if daemon.policy.retry_s else "")
+        more = rerun.more_for_tasks(daemon, entry, job)
+        through_reaping(daemon, chunk, entry.other, held="HR" if daemon.policy.retry_s else "", **more)
     else:
         spec = array.parse(job.array) if job else None
         mine = array.tasks_of(spec, entry.chunk) if spec else []
@@ -362,16 +379,18 @@ def cancel(daemon: "Daemon", chunk: Chunk, word: str, why: str) -> None:
     if finish(daemon, chunk, word):
         with contextlib.suppress(OSError):  # its name says it too
             deliver.write_unstarted(daemon.spool, entry, word, why, daemon.node)
+        if word != "cancelled":  # else its tasks that ran were told of, each for itself
+            daemon.around.announce(entry, chunk.live.job, word, {"detail": why})
 
 
-def through_reaping(daemon: "Daemon", chunk: Chunk, other: tuple[str, ...], *, held: str = "") -> None:
+def through_reaping(daemon: "Daemon", chunk: Chunk, other: tuple[str, ...], *, held: str = "", **changes: Any) -> None:
     """Run (the rest of) it again as the next attempt."""
     at = chunk.live.at
     rerun.forget_nameless(daemon, at)
     drop(daemon, chunk)
     answer, taken = daemon.spool.reap(at, daemon.node)
     if answer is Answer.WON:
-        rerun.run_again(daemon, taken, held=held, other=other)
+        rerun.run_again(daemon, taken, held=held, other=other, **changes)
     daemon.sure = daemon.sure and answer is not Answer.UNKNOWN
 
 

@@ -14,7 +14,7 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, chunk, deliver, elbow, home, host, lend, ship
+from spoolq import array, chunk, deliver, elbow, home, host, lend, ship, tasks
 from spoolq.channel import Gone
 from spoolq.entry import HOMES, Entry, fitting
 from spoolq.errors import NotFound, SpoolqError
@@ -73,7 +73,7 @@ def unit_of(request: Request) -> int | str:
 def obey(daemon: "Daemon") -> None:
     """One look at the requests of this node."""
     requests = daemon.spool.requests(daemon.node)
-    lend.count(daemon, requests)
+    lend.count(daemon, [request for _, request in requests if sound(request)])
     daemon.carried_out &= {name for name, _ in requests}
     again: set[int | str] = set()
     over: dict[int, set[Key]] = {}
@@ -99,12 +99,12 @@ def handle(daemon: "Daemon", name: str, request: Request, over: dict[int, set[Ke
     job_id, attempt = unit_of(request), request.get("attempt")
     live = daemon.live.get(job_id)
     if request["verb"] == "lend":  # counted by `lend`; it stays for as long as its sender waits
-        here = live is not None and attempt == live.at.entry.attempt
-        return Verdict.STAYS if here and lend.waits(request) else Verdict.DONE
+        return Verdict.STAYS if lend.here(daemon, request) and lend.waits(request) else Verdict.DONE
     if live and attempt in (None, live.at.entry.attempt):
         return carry_out(daemon, live, request)
-    if "chunk" not in request and (mine := [one.live for one in daemon.chunks.values() if one.entry.id == job_id]):
-        verdicts = [carry_out(daemon, live, request) for live in mine]  # a file without words: about the whole array
+    mine = [one.live for one in daemon.chunks.values() if one.entry.id == job_id]  # a file without words: of all of it
+    if mine := [live for live in mine if attempt in (None, live.at.entry.attempt)]:
+        verdicts = [carry_out(daemon, live, request) for live in mine]
         return Verdict.STAYS if Verdict.STAYS in verdicts else Verdict.DONE
     if any(item.at.entry.id == job_id for item in daemon.ended):
         return Verdict.STAYS  # its end is on its way into the spool, and this may say where to
@@ -134,6 +134,8 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
         daemon.spool.request(at.node, verb, at.entry.id, rest, name.partition(".")[0] or "0")
         return Verdict.DONE
     answer = Answer.WON
+    if verb == "kill" and "task" in request:
+        return follow_task(daemon, at, request["task"])
     if verb == "kill":
         answer = daemon.around.end(daemon, at, "cancelled", "cancelled by its user")
     elif verb == "suspend" and at.top == "queue":
@@ -143,14 +145,26 @@ def follow(daemon: "Daemon", at: Placed, name: str, request: Request) -> Verdict
     return Verdict.DONE if answer is Answer.WON else Verdict.AGAIN
 
 
+def follow_task(daemon: "Daemon", at: Placed, number: int) -> Verdict:
+    """One task of a chunk that waits again is to be killed: the line first, and whoever claims the chunk reads it."""
+    entry, job = at.entry, deliver.read_job(daemon.spool, at.entry.id)
+    if job is None:
+        return Verdict.DONE  # nothing of it can run
+    known = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+    if number not in array.due(entry, array.parse(job.array), known, job.retries):
+        return Verdict.DONE
+    of_task = array.task_entry(entry, number)
+    deliver.write_unstarted(daemon.spool, of_task, "cancelled", "cancelled by its user", daemon.node)
+    now = daemon.spool.find(entry.unit)  # claimed meanwhile, perhaps before that was written: told there too
+    return Verdict.DONE if now.entry.gen == entry.gen else Verdict.AGAIN
+
+
 def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
     """One request about a job that runs here."""
     entry, verb = live.at.entry, request["verb"]
-    message: dict[str, Any] = {"id": entry.unit, "attempt": entry.attempt}
-    if entry.chunk and (of_array := daemon.chunks.get(entry.unit)):
-        if verb in ("kill", "requeue"):
-            return stop_chunk(daemon, of_array, request)
-        message["id"] = of_array.key[0]  # the task that runs now
+    of_array = daemon.chunks.get(entry.unit)
+    if of_array and verb in ("kill", "requeue"):
+        return stop_chunk(daemon, of_array, request)
     if verb == "follow":  # somebody on another machine reads the outputs, see `sync_followed`
         live.followed_until = host.boottime() + FOLLOWED_S
         return Verdict.DONE
@@ -158,22 +172,31 @@ def carry_out(daemon: "Daemon", live: Live, request: Request) -> Verdict:
         live.requeue = verb == "requeue"
         if not live.asked:
             log.info("request job=%s verb=%s", entry.unit, verb)
-            daemon.family.send(message | {"op": "kill", "reason": "cancelled", "grace_s": daemon.policy.grace_s})
+            tell(daemon, live, "kill", reason="cancelled", grace_s=daemon.policy.grace_s)
             live.asked = True
         return Verdict.STAYS
     log.info("request job=%s verb=%s", entry.unit, verb)
     match verb:
         case "signal":
-            daemon.family.send(message | {"op": "signal", "signal": request.get("signal") or 15})
+            if not of_array or request.get("task") in (None, of_array.current):
+                tell(daemon, live, "signal", signal=request.get("signal") or 15)
         case "suspend" | "resume":
-            daemon.family.send(message | {"op": verb})
+            tell(daemon, live, verb)
             if entry.suspended != (verb == "suspend") or entry.aside:  # from now on it is the user's word
                 return rename(daemon, live, suspended=verb == "suspend", aside=False)
         case "edit":
-            return edit(daemon, live, request, message)
+            return edit(daemon, live, request)
         case _:
             log.warning("request unknown verb=%r", verb)
     return Verdict.DONE
+
+
+def tell(daemon: "Daemon", live: Live, op: str, **facts: Any) -> None:
+    """Say something to the runner about what runs of a job; of a chunk between two tasks that is nothing."""
+    entry, of_array = live.at.entry, daemon.chunks.get(live.at.entry.unit)
+    unit = of_array.key[0] if of_array else entry.unit
+    if unit:
+        daemon.family.send({"op": op, "id": unit, "attempt": entry.attempt, **facts})
 
 
 def stop_chunk(daemon: "Daemon", of_array: chunk.Chunk, request: Request) -> Verdict:
@@ -193,29 +216,30 @@ def stop_chunk(daemon: "Daemon", of_array: chunk.Chunk, request: Request) -> Ver
     if number is None:
         of_array.stop, of_array.why, live.requeue = verb, "cancelled by its user", verb == "requeue"
     if of_array.current is not None and not live.asked:
-        unit, attempt = of_array.key
-        log.info("request job=%s verb=%s", unit, verb)
-        message = {
-            "op": "kill",
-            "id": unit,
-            "attempt": attempt,
-            "reason": "cancelled",
-            "grace_s": daemon.policy.grace_s,
-        }
-        daemon.family.send(message)
+        log.info("request job=%s verb=%s", of_array.key[0], verb)
+        tell(daemon, live, "kill", reason="cancelled", grace_s=daemon.policy.grace_s)
         live.asked = True
-    return Verdict.DONE if number is not None and live.asked else Verdict.STAYS
+    return Verdict.STAYS  # until that has ended, since neither we nor the runner need live to do it
 
 
 def sync_followed(daemon: "Daemon", now: float) -> None:
     """Sync outputs that somebody follows: on NFS, unsynced ones reach other machines about 30 s late."""
+    root = daemon.spool.root
     for live in daemon.live.values():
-        if now < live.followed_until:
-            if live.job and live.job.output_mode == "local":
-                with contextlib.suppress(OSError):  # all of it is shipped when the job ends
-                    ship.increment(daemon.state_dir, live.at)
-            else:
-                home.sync_outputs(daemon.spool.root, live.at.entry.id)
+        if now >= live.followed_until:
+            continue
+        at, of_array = live.at, daemon.chunks.get(live.at.entry.unit)
+        if of_array and (of_array.current is None or live.job is None):
+            continue
+        if of_array and of_array.current is not None:
+            at = at._replace(entry=array.task_entry(at.entry, of_array.current))
+        if live.job and live.job.output_mode == "local":
+            with contextlib.suppress(OSError):  # all of it is shipped when the job ends
+                ship.increment(daemon.state_dir, at)
+        elif of_array and live.job:
+            home.sync_files(tasks.output_paths(root, at.entry, live.job, daemon.node))
+        else:
+            home.sync_outputs(root, at.entry.id)
 
 
 def changes_of(entry: Entry, request: Request) -> dict[str, Any]:
@@ -228,16 +252,16 @@ def changes_of(entry: Entry, request: Request) -> dict[str, Any]:
     return changes
 
 
-def edit(daemon: "Daemon", live: Live, request: Request, message: dict[str, Any]) -> Verdict:
+def edit(daemon: "Daemon", live: Live, request: Request) -> Verdict:
     """New limits of a running job: in the runner, which enforces, and in the name, which everybody sees."""
     changes = changes_of(live.at.entry, request)
-    limits = dict(message, op="limits")
+    limits: dict[str, Any] = {}
     if "limit_s" in changes:
         limit = changes["limit_s"]
         limits["limit_s"] = None if limit is None else limit * elbow.time_factor(live.job, daemon.policy)
     if "wants" in changes:
         limits["mem_mb"] = int(request["mem_mb"] * elbow.mem_factor(live.job, daemon.policy))
-    daemon.family.send(limits)
+    tell(daemon, live, "limits", **limits)
     return rename(daemon, live, **changes) if changes else Verdict.DONE
 
 

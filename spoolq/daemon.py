@@ -313,7 +313,7 @@ class Daemon(Agenda):
         """One message of the runner; what only confirms is passed over."""
         match message["op"]:
             case "started":
-                self.around.told(message, self.live.get(message["id"]))
+                self.around.told(message, chunk.live_of(self, message["id"], message["attempt"]))
             case "ended":
                 self.take_end(message["id"], message["attempt"], message["ended"])
             case "refused":
@@ -325,10 +325,10 @@ class Daemon(Agenda):
 
     def take_end(self, job_id: int | str, attempt: int, ended: dict[str, Any]) -> None:
         """A job ended: what it held is free at once, its result is delivered soon."""
+        self.bench.strays.pop((job_id, attempt), None)
         if isinstance(job_id, str):
             chunk.take_end(self, job_id, attempt, ended)
             return
-        self.bench.strays.pop((job_id, attempt), None)
         live = self.live.get(job_id)
         if live is None or live.at.entry.attempt != attempt or self.around.unfinished((job_id, attempt), ended):
             return

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolq import fsops, history, home, paths, result, stored, tasks
+from spoolq import fsops, history, home, host, paths, result, stored, tasks
 from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
@@ -113,9 +113,9 @@ def deliver(
     for item in items:
         if not item.requeue:
             sync_outputs(item)
+            if item.ended.get("reason") == OUTPUT_LOST:
+                lost()  # before anything that a full spool can delay, the next output too
             prepare(item, node)
-    if any(item.ended.get("reason") == OUTPUT_LOST for item in items):
-        lost()  # before anything that a full spool can delay
     new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
         spool.record(today(), node, [item.line for item in new])
@@ -138,13 +138,24 @@ def sync_outputs(item: Finished) -> None:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]  # closed once, also if close itself fails
         try:
             try:
-                if fsops.size_of(fd):
+                if may_hold(fd):
                     fsops.sync_file(fd)
             finally:
                 fsops.close(fd)
         except OSError as error:
             mark_lost(item.ended, f"output lost: {error.strerror}")
             item.result, item.line = b"", b""
+
+
+def may_hold(fd: int) -> bool:
+    """
+    Whether an output may hold something that is not durable yet.
+
+    A network file system drops what it could not write back, and then says the size without it: 0 perhaps, while
+    the error waits for whoever syncs. There, syncing what is empty costs no request.
+    """
+    found = fsops.facts_of(fd)
+    return found.st_size > 0 or host.is_remote_device(found.st_dev)
 
 
 def mark_lost(ended: dict[str, Any], detail: str) -> None:

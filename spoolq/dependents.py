@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("spoolq")
 
 LOOK_S, SOON_S = 2.0, 0.2  # between looks at held/; after a change on this machine
-COST = 20  # times as long as the last look took, at least
+COST, MOST_S = 20, 60.0  # times as long as the last look took, at least; one that hung for an hour is no measure
 SURE_S = 30.0  # between looks for parents that are nowhere any more
 READ_S = 0.5  # of one look for reading the job files of new ones; the rest next time
 
@@ -82,7 +82,8 @@ class Dependents:
         sure = bool(known) and self.daemon.due("parents", now, SURE_S)
         self._follow(self._settle(list(known), Parents(self.daemon.spool, sure=sure)))
         self.looked_at = now
-        self.daemon.set_due("held", now + max(LOOK_S, COST * (host.boottime() - began)))
+        took = host.boottime() - began
+        self.daemon.set_due("held", now + max(LOOK_S, took + min(MOST_S, COST * took)))
 
     def _remember(self, known: dict[tuple[int, str], Child]) -> None:
         if known.keys() != self._known.keys():

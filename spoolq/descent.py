@@ -11,10 +11,12 @@ import errno
 import logging
 from typing import TYPE_CHECKING
 
-from spoolq import fsops, home
+from spoolq import array, deliver, fsops, home, tasks
+from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
-from spoolq.nested import CHILDREN
+from spoolq.nested import children_of
+from spoolq.spool import Placed
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -34,10 +36,10 @@ def end_with_parents(daemon: "Daemon") -> None:
     Raises:
         OSError: the spool refuses; nothing is delivered until it does not.
     """
-    for item in daemon.ended:
+    for item in (*daemon.ended, *(item for _, item in daemon.task_ends)):
         if not item.followed:
             if was_ended(item):
-                end_children(daemon, item.at.entry.id)
+                end_children(daemon, item.at.entry.unit)
             item.followed = True
 
 
@@ -47,9 +49,23 @@ def was_ended(item: "Finished") -> bool:
     return reason in FROM_OUTSIDE or (item.requeue and not item.retry)
 
 
-def end_children(daemon: "Daemon", parent: int) -> None:
-    """End all jobs that a job has submitted; each for itself, again if it is moved meanwhile."""
-    for name in fsops.names(f"{home.path_of(daemon.spool.root, parent)}/{CHILDREN}"):
+def end_of_chunk(daemon: "Daemon", entry: Entry) -> None:
+    """The same for a chunk that is taken over: of tasks that have no result, and may have been running."""
+    spool = daemon.spool
+    names = fsops.names(children_of(spool.root, entry.id))
+    numbers = {int(name) for name in names if home.is_number(name) and array.holds(entry.chunk, int(name))}
+    if not numbers:
+        return
+    job = deliver.read_job(spool, entry.id)
+    known = array.latest(tasks.of_tasks(tasks.read(spool.root, entry.id, entry.chunk)))
+    left = array.due(entry, array.parse(job.array), known, job.retries) if job else numbers
+    for number in sorted(numbers & set(left)):
+        end_children(daemon, f"{entry.id}_{number}")
+
+
+def end_children(daemon: "Daemon", parent: int | str) -> None:
+    """End all jobs that a job, or a task, has submitted; each for itself, again if it is moved meanwhile."""
+    for name in fsops.names(children_of(daemon.spool.root, parent)):
         if not home.is_number(name):
             continue
         try:
@@ -57,21 +73,31 @@ def end_children(daemon: "Daemon", parent: int) -> None:
         except NotFound:
             continue  # never committed, or swept
         except (OSError, SpoolqError) as error:
-            log.warning("not ended job=%s of parent=%d error=%s", name, parent, error)
+            log.warning("not ended job=%s of parent=%s error=%s", name, parent, error)
             if isinstance(error, OSError) and error.errno in _SPOOL:
                 raise
 
 
-def _end(daemon: "Daemon", child: int, parent: int) -> None:
+def _end(daemon: "Daemon", child: int, parent: int | str) -> None:
     spool = daemon.spool
+    asked: set[int | str] = set()
     for _ in range(TRIES):
-        at = spool.find(child)
-        if at.top == "done":
+        at, left = spool.find(child), 0
+        chunks = [one for one in spool.live() if one.entry.id == child] if at.entry.chunk else [at]
+        for one in chunks:
+            if one.top != "done" and one.entry.unit not in asked:
+                log.info("ending job=%s with its parent=%s", one.entry.unit, parent)
+                left += not _end_entry(daemon, one, parent, asked)
+        if not left:
             return
-        log.info("ending job=%d with its parent=%d", child, parent)
-        if at.node:
-            spool.request(at.node, "kill", child, {"attempt": at.entry.attempt}, f"parent{parent}")
-            return
-        detail = f"with its parent, job {parent}"
-        if daemon.around.end(daemon, at, "cancelled", detail) is Answer.WON:
-            return
+
+
+def _end_entry(daemon: "Daemon", at: Placed, parent: int | str, asked: set[int | str]) -> bool:
+    entry = at.entry
+    if at.node:
+        facts = {"attempt": entry.attempt, **({"chunk": entry.chunk[1:]} if entry.chunk else {})}
+        daemon.spool.request(at.node, "kill", entry.id, facts, f"parent{parent}{entry.chunk and '-'}{entry.chunk[1:]}")
+        asked.add(entry.unit)
+        return True
+    detail = f"with its parent, job {parent}"
+    return daemon.around.end(daemon, at, "cancelled", detail) is Answer.WON

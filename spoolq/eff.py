@@ -8,7 +8,7 @@ Invariant: changes nothing.
 from datetime import UTC, datetime
 from typing import Any
 
-from spoolq import advice, arguments, learn, past, report, selector
+from spoolq import advice, arguments, history, learn, past, report, selector
 from spoolq.arguments import Command, Flag
 from spoolq.errors import UsageError
 from spoolq.history import Record
@@ -62,7 +62,7 @@ def eff(argv: list[str]) -> int:
         print("\n".join(report.table(_EFF_COLUMNS, [_cells(record) for record in records], width, colour=colour)))
         for record in records if len(given.words) > 0 else ():
             for hint in advice.hints(record):
-                print(f"job {record['id']}: next time {hint}")
+                print(f"job {_unit(record)}: next time {hint}")
     if not records:
         arguments.talk("no job has run and ended that fits")
     return 1 if given.words and not records else 0
@@ -84,10 +84,15 @@ def _cells(record: Record) -> list[Any]:
     cells = ["-" if amount is None else f"{amount:g}" for amount in asked]
     hints = " ".join(hint.partition(":")[0].partition(" (")[0] for hint in advice.hints(record))
     return [
-        str(record["id"]), str(record.get("name") or "-"), str(record.get("state") or "?"),
+        _unit(record), str(record.get("name") or "-"), str(record.get("state") or "?"),
         cells[0], report.share(shares["cpus"]), cells[1], report.share(shares["mem"]),
         show_seconds(limit) if limit else "-", report.share(shares["time"]), hints or "-",
     ]  # fmt: skip
+
+
+def _unit(record: Record) -> str:
+    number = history.task_of(record)
+    return str(record["id"]) if number < 0 else f"{record['id']}_{number}"
 
 
 def as_json(record: Record) -> dict[str, Any]:

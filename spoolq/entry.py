@@ -45,7 +45,7 @@ RESERVED = "R="  # where a place is kept for a waiting job, see `reserve`
 BEGINS = "B="  # when it may begin, see `begin`
 IN_LINE = "Q="  # since when it is in line, see `fair`
 # facts that mean something in one directory only, and go when the entry leaves it
-_PASSING = {"queue": RESERVED, "held": BEGINS}
+_PASSING = {"queue": RESERVED, "held": BEGINS, "running": LENDS}
 
 _NOTHING: Amounts = {}
 
@@ -166,7 +166,7 @@ def leaving(entry: Entry, top: str) -> Entry:
     mark = _PASSING.get(top)
     if not (mark and entry.other):
         return entry
-    return entry._replace(other=tuple(fact for fact in entry.other if not fact.startswith(mark)))
+    return entry._replace(other=tuple(fact for fact in entry.other if fact.partition("=")[0] != mark.rstrip("=")))
 
 
 def released(entry: Entry) -> Entry:

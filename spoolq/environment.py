@@ -215,7 +215,7 @@ def for_job(common: Shared, entry: Entry, job: Job, *, node: str, spool: str, tm
     if entry.rank != MIDDLE_RANK:
         env.append(f"SPOOLQ_PRIORITY={entry.priority}")
     if entry.parent:
-        env.append(f"SPOOLQ_PARENT={entry.parent}")
+        env.append(f"SPOOLQ_PARENT={job.parent if job.parent_id else entry.parent}")
     if job.depend:
         env.append(f"SPOOLQ_DEPENDENCY={','.join(job.depend)}")
     threads = max(1, -(-cpus // UNIT))

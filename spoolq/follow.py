@@ -27,10 +27,13 @@ STREAMS = {"stdout": STDOUT, "stderr": STDERR}
 _RUN_HELP = """\
 usage: spoolq run [-v] [options] COMMAND [ARGUMENT...]
        spoolq run [-v] [options] SCRIPT [ARGUMENT...]
+       spoolq run [-v] -a TASKS [options] COMMAND [ARGUMENT...]
 
 Run a command as a job, as if it ran here: its output appears here as it is written, the exit code is
 its own, and Ctrl-C, SIGTERM, hanging up or a closed pipe kill it; a second Ctrl-C leaves at once.
 If no node is alive on a spool of your own, one is started on this machine for as long as it is needed.
+Of an array (-a) each task's output appears when it has ended, whole, in the order in which tasks end; a
+task that fails is named on stderr, with -v each is; the exit code is the worst, and Ctrl-C kills all of it.
 With -o or -e that stream goes to the file only. A start that takes longer than a moment is explained
 on stderr; -v (first) says from the beginning what is happening.
 
@@ -39,6 +42,7 @@ _RUN_NOTES = """
 Examples:
   spoolq run make test
   spoolq run -c 8 -m 16G ./solve input.txt > result.txt
+  spoolq run -a 1-100%20 ./step.sh > results.txt
   for f in *.raw; do spoolq run gzip "$f" & done; wait
 
 Exit: the job's own code; 128+n for signal n, 124 time limit, 137 memory, 130 cancelled.
@@ -81,8 +85,6 @@ def run(argv: Sequence[str]) -> int:
     if request.up_to_date(asked.job, request.current_directory()):
         submit.say_fresh(", ".join(asked.job.targets))
         return 0
-    if asked.job.array:
-        raise UsageError("run: shows one job; for an array: spoolq sub --array ... --wait")
     stopped = Stopped()
     patience.so_far(lambda: "nothing was submitted")
     sys.stdout.flush()
@@ -121,6 +123,10 @@ class Foreground:
         shown = [] if job.output is not None else ["stdout"] if job.error is not None else ["stdout", "stderr"]
         streams = [Stream(self.spool, self.id, name, STREAMS[name]) for name in shown]
         self.following = Following(self.spool, self.id, streams)
+        if job.array:
+            from spoolq.gather import Gathering
+
+            self.following = Gathering(self.spool, self.id, job, streams, verbose=verbose)
         self.embedded, self.joined = Embedded(found), joined
         self._looked = self._said_at = 0.0
         self._said = ""
@@ -173,7 +179,8 @@ class Foreground:
             sys.stderr.write(f"spoolq: no longer waiting; job {self.id} goes on, since it was only joined\n")
             return code
         try:
-            steer.do(self.spool, self.spool.find(self.id), steer.kill_step(None))
+            for at in parts_of(self.spool, self.id):
+                steer.do(self.spool, at, steer.kill_step(None))
             until = time.monotonic() + self.found.policy.grace_s + LINGER_S
             while time.monotonic() < until:
                 try:
@@ -186,6 +193,12 @@ class Foreground:
         except (SpoolqError, OSError) as error:
             sys.stderr.write(f"spoolq: job {self.id} may go on: {error}\n")
         return code
+
+
+def parts_of(spool: Spool, job_id: int) -> list[Placed]:
+    """The job's entry, or those of an array that have not ended."""
+    at = spool.find(job_id)
+    return [at for at in spool.live() if at.entry.id == job_id] if at.entry.chunk else [at]
 
 
 def why_it_waits(spool: Spool, job_id: int) -> str:

@@ -93,7 +93,7 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
     Raises:
         OSError: the server refused (EACCES, ENOSPC, EROFS, EXDEV, ...): certainly not done.
     """
-    for attempt in range(tries):
+    for _ in range(tries):
         try:
             os.rename(source, target)
             return Answer.WON
@@ -103,9 +103,8 @@ def move(source: str, target: str, *, tries: int = TRIES) -> Answer:
         answer = settle(source, target)
         if answer is not None:
             return answer
-        if attempt == 0:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.mkdir(os.path.dirname(target))  # and nothing above it: not mounted, that would be a wrong place
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # each time: it may be swept again (simulation)
+            os.mkdir(os.path.dirname(target))  # and nothing above it: not mounted, that would be a wrong place
     return Answer.LOST if tries == 1 else Answer.UNKNOWN
 
 
@@ -340,9 +339,9 @@ def sync_path(path: str) -> None:
             os.close(fd)
 
 
-def size_of(fd: int) -> int:
-    """Bytes in an open file."""
-    return os.fstat(fd).st_size
+def facts_of(fd: int) -> os.stat_result:
+    """What stat says of an open file."""
+    return os.fstat(fd)
 
 
 def close(fd: int) -> None:

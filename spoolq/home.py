@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from spoolq import fsops
 from spoolq.entry import HOMES, Entry
@@ -313,20 +313,29 @@ def _split_pattern(pattern: str) -> list[str]:
     return [*parts, rest]
 
 
-def reopen_outputs(root: str, job_id: int) -> tuple[int, ...]:
-    """Descriptors of the outputs of a job that an earlier daemon started, through which a failed write is heard of."""
+def reopen_outputs(root: str, entry: Entry) -> tuple[int, ...]:
+    """
+    Descriptors of the outputs of a job that an earlier daemon started, through which a failed write is heard of.
+
+    Those in its home: a link there leads to where -o and -e put them, but for tasks of an array.
+    """
     found = []
     for name in ("stdout", "stderr"):
         with contextlib.suppress(OSError):
-            found.append(fsops.reopen(f"{path_of(root, job_id)}/{name}"))
+            found.append(fsops.reopen(output_path(root, entry, None, name, {}, "")))
     return tuple(fd for fd in found if fd is not None)
 
 
 def sync_outputs(root: str, job_id: int) -> None:
     """Let other machines see what the job has written so far; wherever -o and -e put it, a link leads there."""
-    for name in ("stdout", "stderr"):
+    sync_files(f"{path_of(root, job_id)}/{name}" for name in ("stdout", "stderr"))
+
+
+def sync_files(paths: Iterable[str]) -> None:
+    """The same for the outputs of a task."""
+    for path in paths:
         with contextlib.suppress(OSError):  # there may be none; what fails is told when the job ends
-            fsops.sync_path(f"{path_of(root, job_id)}/{name}")
+            fsops.sync_path(path)
 
 
 def check_space(root: str, least_mb: int) -> None:

@@ -118,7 +118,7 @@ class Hooks:
 def of_job(entry: "Entry", job: "Job | None") -> dict[str, Any]:
     """What every event says of a job."""
     known = {"JOB_NAME": job.name, "SUBMIT_USER": job.user, "JOB_CHDIR": job.chdir} if job else {}
-    return {"JOB_ID": entry.id, "ATTEMPT": entry.attempt, "JOB_NAME": entry.label, **known}
+    return {"JOB_ID": entry.unit, "ATTEMPT": entry.attempt, "JOB_NAME": entry.label, **known}
 
 
 def of_end(entry: "Entry", job: "Job | None", ending: str, ended: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,12 +35,13 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSystem:
-    """What a path lies on; `kind` is empty where it cannot be told. `options` are of mount and superblock."""
+    """What a path lies on; `kind` is empty where it is unknown. `options` of mount and superblock; `device` as 0:45."""
 
     kind: str
     source: str = ""
     mount_point: str = ""
     options: tuple[str, ...] = ()
+    device: str = ""
 
     @property
     def remote(self) -> bool:
@@ -321,6 +322,13 @@ def file_system(path: str, *, touch: bool = True, root: str = "") -> FileSystem:
     return best
 
 
+@functools.lru_cache(maxsize=64)
+def is_remote_device(device: int) -> bool:
+    """Whether files of this `st_dev` come over a network; the table of mounts is read when it is first asked."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return not os.major(device) and any(system.remote for system, _ in _mounts() if system.device == number)
+
+
 def _mounts(root: str = "") -> Iterator[tuple[FileSystem, str]]:
     """Each mount, and which part of its file system it shows; proc_pid_mountinfo(5)."""
     for line in _read(f"{root}/proc/self/mountinfo").splitlines():
@@ -329,7 +337,8 @@ def _mounts(root: str = "") -> Iterator[tuple[FileSystem, str]]:
         if len(fields) >= 6 and len(more) >= 2:
             options = (*fields[5].split(","), *(more[2].split(",") if len(more) > 2 else ()))
             plain = [_OCTAL.sub(lambda m: chr(int(m[1], 8)), word) for word in (fields[3], fields[4], more[1])]
-            yield FileSystem(kind=more[0], source=plain[2], mount_point=plain[1], options=options), plain[0]
+            about = {"kind": more[0], "source": plain[2], "mount_point": plain[1], "device": fields[2]}
+            yield FileSystem(**about, options=options), plain[0]
 
 
 # --- doctor

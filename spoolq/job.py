@@ -13,6 +13,7 @@ from spoolq.resources import CPUS, MEM, UNIT, Amounts
 
 DEFAULT_WANTS: Amounts = {CPUS: UNIT, MEM: 1000 * UNIT}  # asking for nothing: 1 cpu, 1000 MB
 _ID = re.compile(r"[1-9]\d{0,11}")
+_PARENT = re.compile(r"[1-9]\d{0,11}(?:_\d{1,9})?", re.ASCII)
 
 RESULT_KEYS = (  # noqa: SIM905
     "format id attempt state exit_code signal reason node submitted started ended wall_s user_s system_s max_rss_kb "
@@ -45,7 +46,7 @@ class Job(NamedTuple):
         held: a key of `entry.HELD`, or empty.
         depend: conditions as `depend` reads them; stored ones name ids, as `afterok:42`.
         unique: a key that of its user's jobs only one has at a time, or empty; see `unique`.
-        parent: the id of the job that submitted it, if it is to end with that one; see `nested`.
+        parent: the job that submitted it (`42`, or a task `42_7`), if it is to end with that one; see `nested`.
         kill_on_invalid_dep: `yes` or `no`: whether it is cancelled when they can never hold.
         inputs, targets: files that it is made from and that it makes; if_stale: run only if those are not up to date.
         stage_in, stage_out: `SRC[:DST]`, copied to and from the node's own disk (see `staging`).
@@ -98,6 +99,11 @@ class Job(NamedTuple):
     submitted: str = ""
     submit_host: str = ""
 
+    @property
+    def parent_id(self) -> int:
+        """The id in `parent`, which may be that of an array; 0 if it ends with nobody."""
+        return int(self.parent.partition("_")[0]) if _PARENT.fullmatch(self.parent) else 0
+
     def entry(self, job_id: int) -> Entry:
         """The entry of this job before its first rename."""
         other: tuple[str, ...] = ()
@@ -115,7 +121,7 @@ class Job(NamedTuple):
             owner=label_of(self.user)[:32],
             held=self.held or ("HD" if self.depend else "HB" if self.begin else ""),
             more=bool(self.nodelist or self.exclude or self.constraint or self.depend or self.unique),
-            other=other + ((f"P{self.parent}",) if self.parent.isdigit() else ()),
+            other=other + ((f"P{self.parent_id}",) if self.parent_id else ()),
             label=label_of(self.name),
         )
 

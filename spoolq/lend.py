@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from spoolq import deliver, host, recover
-from spoolq.entry import LENDS
+from spoolq.entry import LENDS, fitting
 from spoolq.fsops import Answer
 from spoolq.live import Live
 from spoolq.resources import Amounts
@@ -34,15 +34,29 @@ def waits(request: dict[str, Any]) -> bool:
     return start is not None and host.process_identity(pid) == start
 
 
-def count(daemon: "Daemon", requests: Iterable[tuple[str, dict[str, Any]]]) -> None:
+def here(daemon: "Daemon", request: dict[str, Any]) -> bool:
+    """Whether the job or task that a request is about runs here."""
+    wanted = (request.get("id"), request.get("task"), request.get("attempt"))
+    return any(_key(daemon, live) == wanted for live in daemon.live.values())
+
+
+def _key(daemon: "Daemon", live: Live) -> tuple[int, int | None, int]:
+    entry, of_array = live.at.entry, daemon.chunks.get(live.at.entry.unit)
+    if of_array is None:
+        return entry.id, None, entry.attempt
+    return entry.id, -1 if of_array.current is None else of_array.current, entry.attempt
+
+
+def count(daemon: "Daemon", requests: Iterable[dict[str, Any]]) -> None:
     """Who waits now, of the requests just listed; what they do not need is lent at once, what they need again not."""
-    keys = {(r.get("id"), r.get("attempt")) for _, r in requests if r.get("verb") == "lend" and waits(r)}
+    asked = [r for r in requests if r["verb"] == "lend"]
+    keys = {(r.get("id"), r.get("task"), r.get("attempt")) for r in asked if waits(r)}
     changed = False
     for live in daemon.live.values():
         entry = live.at.entry
-        lends = (entry.id, entry.attempt) in keys
+        lends = bool(keys) and _key(daemon, live) in keys
         if lends != live.lends:
-            log.info("job=%d %s", entry.id, "waits for jobs of its own and lends" if lends else "goes on")
+            log.info("job=%s %s", entry.unit, "waits for jobs of its own and lends" if lends else "goes on")
             live.lends, changed = lends, True
         if lends != (LENDS in entry.other):
             show(daemon, live)
@@ -57,8 +71,11 @@ def count(daemon: "Daemon", requests: Iterable[tuple[str, dict[str, Any]]]) -> N
 def show(daemon: "Daemon", live: Live) -> None:
     """Say it in the entry's name, for those who count what users run; what fails is done at the next look."""
     rest = tuple(fact for fact in live.at.entry.other if fact != LENDS)
+    other = (*rest, LENDS) if live.lends else rest
     with recover.spared(live.at):
-        answer, placed = daemon.spool.edit(live.at, other=(*rest, LENDS) if live.lends else rest)
+        if live.at.entry.chunk:  # between two tasks nothing but this record says that none runs
+            daemon.claims.add(fitting(live.at.entry.next(other=other)).name)
+        answer, placed = daemon.spool.edit(live.at, other=other)
         if answer is Answer.WON:
             live.at = placed
         elif answer is Answer.LOST:

@@ -72,8 +72,7 @@ def take(daemon: "Daemon", message: dict[str, Any]) -> None:
     daemon.gauge.meter.sample(message["cpu_s"] + times.user + times.system, sum(u["rss_mb"] for u in jobs.values()))
     for key, used in jobs.items():
         unit, _, attempt = key.rpartition(".")
-        of_array = chunk.of_run(daemon, unit, int(attempt))
-        if live := of_array.live if of_array else daemon.live.get(int(unit) if unit.isdigit() else unit):
+        if live := chunk.live_of(daemon, int(unit) if unit.isdigit() else unit, int(attempt)):
             live.rss_mb = int(used["rss_mb"])
             live.peak_mb = max(live.peak_mb, live.rss_mb)
     relieve(daemon, host.boottime())
@@ -112,8 +111,6 @@ def carry_out(daemon: "Daemon", live: Live, step: Step, why: str) -> None:
     and a daemon that comes after this one makes the runner agree with the name.
     """
     entry, stop = live.at.entry, step.verb == "suspend"
-    of_array = daemon.chunks.get(entry.unit)
-    message = {"op": step.verb, "id": of_array.key[0] if of_array else entry.id, "attempt": entry.attempt}
     try:
         verdict = control.rename(daemon, live, suspended=stop, aside=stop)
     except OSError as error:
@@ -121,7 +118,7 @@ def carry_out(daemon: "Daemon", live: Live, step: Step, why: str) -> None:
         return
     if verdict is Verdict.DONE and live.at.entry.suspended == stop:
         log.info("overload %s job=%s: %s", step.verb, entry.unit, why)
-        daemon.family.send(message)
+        control.tell(daemon, live, step.verb)
 
 
 def facts(daemon: "Daemon") -> dict[str, Any] | None:

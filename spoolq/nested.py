@@ -24,24 +24,34 @@ NONE = "none"  # the parent of a job that is to outlive the one that submits it
 
 
 class Outer(NamedTuple):
-    """The job that this command runs in."""
+    """The job that this command runs in, or the task of an array."""
 
     id: int
     attempt: int
     node: str
     priority: int
+    task: int | None = None
+
+    @property
+    def unit(self) -> int | str:
+        """What it is called: 42, or `42_7`."""
+        return self.id if self.task is None else f"{self.id}_{self.task}"
 
 
 def outer(spool: Spool) -> Outer | None:
     """The job of this spool in which this process runs, or None."""
     get = os.environ.get
-    job_id, attempt = get("SPOOLQ_JOB_ID", ""), get("SPOOLQ_ATTEMPT", "")
+    job_id, dash, task = get("SPOOLQ_JOB_ID", "").partition("_")
+    attempt = get("SPOOLQ_ATTEMPT", "")
+    if dash and not home.is_number(task):
+        return None
     if not (home.is_number(job_id) and home.is_number(attempt)) or not get("SPOOLQ_NODE"):
         return None
     if os.path.realpath(get("SPOOLQ_SPOOL", "")) != os.path.realpath(spool.root):
         return None
     priority = get("SPOOLQ_PRIORITY", "0")
-    return Outer(int(job_id), int(attempt), get("SPOOLQ_NODE", ""), int(priority) if _whole(priority) else 0)
+    number = int(priority) if _whole(priority) else 0
+    return Outer(int(job_id), int(attempt), get("SPOOLQ_NODE", ""), number, int(task) if dash else None)
 
 
 def _whole(text: str) -> bool:
@@ -51,21 +61,41 @@ def _whole(text: str) -> bool:
 def base(spool: Spool) -> dict[str, Any]:
     """Fields of a job that is submitted here and does not say: the outer job's priority, and whose child it is."""
     found = outer(spool)
-    return {"priority": found.priority, "parent": str(found.id)} if found else {}
+    return {"priority": found.priority, "parent": str(found.unit)} if found else {}
 
 
 def record(spool: Spool, job: Job, job_id: int) -> None:
     """Before a child's commit: let whoever ends the parent find it."""
-    directory = f"{home.path_of(spool.root, int(job.parent))}/{CHILDREN}"
+    directory = children_of(spool.root, job.parent)
     with contextlib.suppress(FileNotFoundError):  # the parent's home was removed: nobody ends it any more
+        if "_" in job.parent:
+            fsops.make_directory(os.path.dirname(directory))
         fsops.make_directory(directory)
         fsops.create(f"{directory}/{job_id}", b"")
 
 
-def refuse_own(spool: Spool, ids: Collection[int]) -> None:
-    """UsageError if the outer job is among those that are waited for."""
-    if (found := outer(spool)) and found.id in ids:
-        raise UsageError(f"job {found.id} would wait for its own end")
+def children_of(root: str, parent: int | str) -> str:
+    """Where the names of the children of a job lie; those of `42_7` have a directory of their own."""
+    job_id, _, task = str(parent).partition("_")
+    return f"{home.path_of(root, int(job_id))}/{CHILDREN}" + (f"/{task}" if task else "")
+
+
+def refuse_own(spool: Spool, ids: Collection[int | str]) -> None:
+    """UsageError if the outer job is among those that are waited for, or a task that runs only after it."""
+    if not (found := outer(spool)):
+        return
+    if found.id in ids or found.unit in ids:
+        raise UsageError(f"job {found.unit} would wait for its own end")
+    others = [unit for unit in ids if str(unit).partition("_")[0] == str(found.id)]
+    if others and found.task is not None:
+        from spoolq import array
+
+        chunks = [at.entry.chunk for at in spool.on_node(found.node) if at.entry.id == found.id]
+        mine = next((chunk for chunk in chunks if array.holds(chunk, found.task)), "")
+        behind = [unit for unit in others if mine and array.holds(mine, int(str(unit).partition("_")[2]))]
+        if behind:
+            both = f"job {found.unit} and {behind[0]} are of one entry ({mine[1:]}), whose tasks run one after another"
+            raise UsageError(f"{both}: it would wait for ever")
 
 
 @contextlib.contextmanager
@@ -87,6 +117,7 @@ def ask(spool: Spool, found: Outer) -> str:
     tag = f"{time.time_ns():x}.{pid:x}"
     facts = {"attempt": found.attempt, "pid": pid, "start": host.process_identity(pid), "boot": host.boot_id()}
     try:
+        facts |= {"task": found.task} if found.task is not None else {}
         spool.request(found.node, "lend", found.id, facts, tag)
         fsops.ring(f"{spool.root}/queue")
     except (OSError, SpoolqError):

@@ -18,13 +18,16 @@ log = logging.getLogger("spoolq")
 
 def deliver_ended(daemon: "Daemon") -> None:
     """Deliver what ended; what fails stays for a later turn, what is through is not done again."""
-    if daemon.task_ends:
-        chunk.record_ends(daemon)
-        chunk.advance(daemon)
     end_with_parents(daemon)
+    again, lost = (lambda item: rerun.requeue_ended(daemon, item)), (lambda: recover.note_lost(daemon))
+    if daemon.task_ends:
+        try:
+            chunk.record_ends(daemon, lost)
+        finally:
+            recover.note_lost(daemon)
+        chunk.advance(daemon)
     ready, failed = ship.ship_all(daemon.spool, daemon.state_dir, daemon.ended)
     try:
-        again, lost = (lambda item: rerun.requeue_ended(daemon, item)), (lambda: recover.note_lost(daemon))
         deliver.deliver(daemon.spool, daemon.node, ready, again, lost)
         if failed:
             raise failed

@@ -90,7 +90,7 @@ def pools_of(spool: Spool, nodes: Iterable[Seen]) -> tuple[Amounts, Amounts] | N
 def lends(node: Seen, entry: Entry) -> Amounts:
     """What a running job lends while it waits for jobs of its own, as its node says."""
     said = node.facts.get("lent")
-    found = said.get(str(entry.id)) if isinstance(said, dict) else None
+    found = said.get(str(entry.unit)) if isinstance(said, dict) else None
     return {k: v for k, v in found.items() if type(v) is int} if isinstance(found, dict) else {}
 
 

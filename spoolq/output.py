@@ -4,6 +4,7 @@ The command `out`: show what a job wrote, or writes.
 Invariant: looks only; whatever happens to it happens to no job.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -11,9 +12,9 @@ from collections.abc import Sequence
 
 from spoolq import arguments, array, awaiting, home, patience, selector, stored, tally, where
 from spoolq.arguments import Command, Flag
-from spoolq.errors import SpoolqError, UsageError
+from spoolq.errors import NotFound, SpoolqError, UsageError
 from spoolq.spool import Placed, Spool
-from spoolq.tail import STDOUT, Following, Stream, ships
+from spoolq.tail import ASK_S, STDOUT, Following, Stream, ask, ships
 
 OUT = Command(
     "out",
@@ -98,11 +99,15 @@ def _print_task(spool: Spool, unit: str, name: str, lines: int) -> None:
 def _follow_task(spool: Spool, unit: awaiting.Unit, name: str, lines: int) -> int:
     """Until the task has ended; of one that has not started also until it has."""
     stream, looked = None, -1.0
-    began = active = time.monotonic()
+    began = active = ask_at = time.monotonic()
+    shipped = ships(spool, awaiting.id_of(unit))
     patience.endure()
     while True:
         now = time.monotonic()
         outcome = None
+        if stream is not None and now >= ask_at:
+            ask_at = now + ASK_S
+            _ask(spool, str(unit), shipped=shipped)
         if now - looked >= awaiting.SURE_S:
             looked = now
             outcome = awaiting.ended_now(spool, {unit}, sure=True).get(unit)
@@ -114,6 +119,13 @@ def _follow_task(spool: Spool, unit: awaiting.Unit, name: str, lines: int) -> in
             awaiting.tell(spool, outcome)
             return outcome.code
         awaiting.nap(max(now - active, min(now - began, 0.4)))
+
+
+def _ask(spool: Spool, unit: str, *, shipped: bool) -> None:
+    with contextlib.suppress(NotFound, OSError):  # who may only read is content with late output
+        for at, _ in selector.Finder(spool).holding(*(array.parse_unit(unit) or (0, array.Spec(())))):
+            if at.top == "running":
+                ask(spool, at, ships=shipped)
 
 
 def _print(spool: Spool, job_id: int, name: str, lines: int) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from spoolq import arguments, array, explain, home, report, resources, show
+from spoolq import arguments, array, devices, explain, home, report, resources, show
 from spoolq.entry import RERUN_WORDS
 from spoolq.outlook import Scene
 from spoolq.report import JobRow
@@ -117,6 +117,7 @@ def _task_json(known: Tally, number: int) -> dict[str, Any]:
         "attempt": entry.attempt,
         "node": (line or {}).get("node") if state.ended else at.node or None,
         "outputs": _outputs(known, at, number),
+        "devices": _devices(known, at, state),
         "result": dict(line) if line and state.ended else None,
         "entry": at.path,
     }
@@ -126,6 +127,12 @@ def _outputs(known: Tally, at: Placed, number: int) -> dict[str, str]:
     line = known.known.get(number) or {}
     entry = array.task_entry(at.entry, number)._replace(attempt=line.get("attempt") or at.entry.attempt)
     return show.output_paths(known.spool, at._replace(entry=entry), known.job, str(line.get("node") or at.node))
+
+
+def _devices(known: Tally, at: Placed, state: State) -> dict[str, dict[str, int]]:
+    """Which devices a task holds that runs, as its node says."""
+    runs = state in (State.RUNNING, State.SUSPENDED)
+    return devices.said(known.spool.read_node(at.node)).get(at.entry.unit, {}) if runs else {}
 
 
 def _counts(known: Tally) -> list[str]:
@@ -162,6 +169,8 @@ def _show_task(known: Tally, number: int) -> list[str]:
     pairs += [("attempt", str(at.entry.attempt)), ("node", str((line or {}).get("node") or at.node or "-"))]
     pairs += list(_outputs(known, at, number).items())
     pairs += show.result_pairs(dict(line)) if line and state.ended else []
+    if held := _devices(known, at, state):
+        pairs.append(("devices", devices.show(held)))
     pairs.append(("entry", at.path))
     return [f"job {known.id}_{number}: {state.name}", *(f"  {key:<10} {value}" for key, value in pairs)]
 

@@ -10,11 +10,29 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import array, deliver, home, notice, result, steer, tally, tasks
+from spoolq import afresh, array, deliver, home, notice, result, steer, tally, tasks
+from spoolq.arguments import Given
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
 from spoolq.spool import Placed, Spool
+from spoolq.state import State
 from spoolq.steer import Outcome, Step
+
+
+def step_of(name: str, given: Given, spool: Spool, placed: Placed, numbers: list[int]) -> Step | None:
+    """The step of a command for some tasks of a chunk; None if these are all of it, and it is meant whole."""
+    if tally.is_whole(spool, placed, numbers):
+        return None
+    if name == "kill" and given.has("signal"):
+        return signal(numbers, steer.signal_number(given.last("signal")))
+    if name in ("kill", "requeue"):
+        return kill(numbers) if name == "kill" else requeue(numbers)
+
+    def refuse(_spool: Spool, at: Placed) -> Outcome | None:
+        unit = at.entry.unit
+        return steer.nothing(at, f"is one entry for all of its tasks: spoolq {name} {unit}", failed=True)
+
+    return refuse
 
 
 def kill(numbers: list[int]) -> Step:
@@ -49,6 +67,23 @@ def kill(numbers: list[int]) -> Step:
     return step
 
 
+def signal(numbers: list[int], number: int) -> Step:
+    """The step of `kill -s` for some tasks: only one of a chunk can be running."""
+
+    def step(spool: Spool, placed: Placed) -> Outcome | None:
+        known = tally.Tally(spool, placed.entry.id, [placed])
+        states = {task: known.state(task) for task in numbers}
+        name = f"{placed.entry.id}_{array.ranges(numbers, 5)}"
+        live = [task for task, state in states.items() if state in (State.RUNNING, State.SUSPENDED)]
+        if not live:
+            return Outcome(name, "", f"job {name}: is not running ({states[numbers[0]].name}): no signal was sent")
+        asked = f"{placed.node} is asked to signal it"
+        outcome = steer.request(spool, placed, "signal", "requested", "", signal=number, task=live[0])
+        return outcome._replace(id=name, text=f"job {name}: {asked}")
+
+    return step
+
+
 def requeue(numbers: list[int]) -> Step:
     """The step of `requeue` for some tasks of a chunk that has ended."""
 
@@ -66,7 +101,7 @@ def requeue(numbers: list[int]) -> Step:
             tasks.record(spool.root, of_task, steer.writer(), [line])
             tasks.pardon(spool.root, entry.id, [number])
         home.set_aside(spool.root, entry.id, entry.attempt)
-        answer, target = spool.requeue(placed)
+        answer, target = afresh.queue_again(spool, placed)
         if steer.settled(spool, answer, placed, target) is Answer.LOST:
             return None
         spool.committed([target])

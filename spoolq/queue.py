@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SCAN_LIMIT = 1000  # waiting entries looked at in one pass
 EACH = 100  # of each user, or of each rank, that comes later than these
 OTHERS = 16  # such users or ranks
-FAR_S, COST = 10.0, 100  # between looks at the rest of a long queue: at least, and times what one takes
+FAR_S, COST, MOST_S = 10.0, 100, 60.0  # between looks at the rest of a long queue: at least, times what one takes, most
 LISTINGS = 64  # directories of running/ listed in one count; with more nodes than that a count is of several seconds
 
 
@@ -80,7 +80,8 @@ class Queue:
         now = host.boottime()
         if now >= self._far[0]:
             places = self._find_far(found[-1])
-            self._far = now + max(FAR_S, COST * (host.boottime() - now)), places
+            took = host.boottime() - now
+            self._far = now + max(FAR_S, took + min(MOST_S, COST * took)), places
         known = {at.entry.unit for at in found}
         told: dict[tuple[int, str], int] = {}
         for place in self._far[1]:

@@ -107,14 +107,20 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
         jobs: the runner's `known` message, and nothing was started since it was written.
     """
     by_key = {(job["id"], job["attempt"]): job for job in jobs}
+    for unit, detail in read_lost(daemon.state_dir).items():
+        name, _, attempt = unit.rpartition(".")
+        found = by_key.get((name if "_" in name else int(name), int(attempt)))
+        if found and found["ended"]:
+            deliver.mark_lost(found["ended"], detail)
     daemon.pending.items.clear()  # what the runner does not know is given back below
     known = Known(daemon, by_key, control.wishes(daemon, daemon.node), daemon.node)
     running = daemon.spool.on_node(daemon.node, lasting=True)
     reaping = daemon.spool.on_node(daemon.node, "reaping", lasting=True)
     here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
-    for key in {key for key in by_key if isinstance(key[0], str)} - here:
+    daemon.bench.strays = {}
+    elsewhere = {key for key in by_key if isinstance(key[0], str)} - here
+    for key in elsewhere:
         regain.complete(daemon, key, known)  # before its chunk is given to anybody
-        here.add(key)
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}
         anybody = Known(daemon, by_key, {**wishes, **known.wishes}, "")
@@ -130,13 +136,14 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
                 (regain.compare if at.entry.chunk else take_over)(daemon, at, known)
     for live in list(daemon.live.values()):
         key = (live.at.entry.unit, live.at.entry.attempt)
-        if key not in here and known.state(key) != "running":
+        chunk = daemon.chunks.get(key[0])
+        if key not in here and known.state(chunk.key if chunk else key) != "running":
             daemon.drop_live(live)  # somebody took the entry away, and nothing runs
-    daemon.bench.strays = {}
     for key in known.jobs.keys() - here:
         if known.state(key) == "running" and known.jobs[key].get("devices"):
             daemon.bench.strays[key] = devices.sound(known.jobs[key]["devices"])
-        complete_result(daemon, (int(key[0]), key[1]), known)
+        if key not in elsewhere:
+            complete_result(daemon, (int(key[0]), key[1]), known)
     kept = {key for key in known.jobs if known.state(key) == "running"}
     placed = [live.at.entry for live in daemon.live.values()]
     placed += [item.at.entry for item in (*daemon.ended, *(item for _, item in daemon.task_ends))]
@@ -162,8 +169,10 @@ def complete_result(daemon: "Daemon", key: tuple[int, int], known: Known) -> Non
         if known.state(key) == "ended":
             entry, record = at.entry._replace(attempt=key[1], gen=known.jobs[key]["gen"]), known.recorded.get(key)
             item = Finished(at._replace(entry=entry), known.jobs[key]["ended"], deliver.read_job(daemon.spool, key[0]))
+            ours = at.top == "done" and at.entry.attempt == key[1] and record and record["gen"] == at.entry.gen
+            item.record = record if ours else None  # it may know more: that an output was lost is told only once
             deliver.prepare(item, daemon.node)
-            if at.top != "done" or at.entry.attempt != key[1] or not record or record["gen"] != at.entry.gen:
+            if not ours:
                 if not record:
                     daemon.spool.record(deliver.today(), daemon.node, [item.line])
                 home.keep_late(daemon.spool.root, *key, item.result)
@@ -222,7 +231,7 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
         live = None
     if live is None:
         local = ship.kept(daemon.state_dir, key)
-        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, key[0])
+        outputs = ship.reopen(daemon.state_dir, key) if local else home.reopen_outputs(daemon.spool.root, at.entry)
         read = deliver.read_job(daemon.spool, key[0])
         ran_s = max(0.0, time.time() - (job.get("started") or time.time()))
         live = daemon.live[key[0]] = Live(at, read, outputs, job.get("scratch") or "", host.boottime() - ran_s)
@@ -232,8 +241,6 @@ def adopt(daemon: "Daemon", at: Placed, known: Known) -> None:
     if wish := known.wish(key):
         live.requeue = wish == "requeue"
     if job["state"] == "ended":
-        if detail := read_lost(daemon.state_dir).get(f"{key[0]}.{key[1]}"):
-            deliver.mark_lost(job["ended"], detail)
         daemon.take_end(*key, job["ended"])
         return
     conform(daemon, live, job)
@@ -262,8 +269,8 @@ def note_lost(daemon: "Daemon") -> None:
     is full would find an end without it, and report success (seen on real NFS).
     """
     lost = {
-        f"{item.at.entry.id}.{item.at.entry.attempt}": item.ended["detail"]
-        for item in daemon.ended
+        f"{item.at.entry.unit}.{item.at.entry.attempt}": item.ended["detail"]
+        for item in (*daemon.ended, *(item for _, item in daemon.task_ends))
         if item.ended.get("reason") == deliver.OUTPUT_LOST
     }
     if lost == read_lost(daemon.state_dir):

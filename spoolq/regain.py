@@ -19,6 +19,7 @@ from spoolq.fsops import Answer
 from spoolq.live import Live
 from spoolq.rerun import Key, Known
 from spoolq.spool import Placed
+from spoolq.state import State
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -70,14 +71,19 @@ def compare(daemon: "Daemon", at: Placed, known: Known) -> None:
     waiting = {array.bounds(item.at.entry.chunk)[0] for other, item in daemon.task_ends if other is chunk}
     for number, key in sorted(keys.items()):
         if known.state(key) == "ended" and number not in waiting:
-            if chunk.known.get(number, {}).get("attempt") == entry.attempt:
+            line = chunk.known.get(number, {})
+            if line.get("attempt") == entry.attempt and line.get("state") != State.PENDING.name:
                 rerun.forget(daemon, key)
-            if chunk.current not in (None, number) or number in chunk.known:
+                continue
+            if chunk.current not in (None, number):
                 continue
             chunk.current = number
+            chunk.live.outputs = chunk.live.outputs or _outputs(daemon, chunk, number)
             chunk.live.scratch = chunk.live.scratch or known.jobs[key].get("scratch") or ""
             chunks.take_end(daemon, *key, known.jobs[key]["ended"])
         elif known.state(key) == "doubtful":
+            if chunk.current == number:
+                chunks.unstarted(daemon, chunk)  # or it would be waited for for ever (simulation: seed 700056)
             chunk.doubt = chunk.stale = True
     for number, key in keys.items():
         if known.state(key) == "running" and chunk.current is None:
@@ -89,19 +95,32 @@ def _adopt(daemon: "Daemon", chunk: chunks.Chunk, number: int, job: dict[str, An
     live.devices = devices.sound(job["devices"]) if job.get("devices") else live.devices
     live.scratch = job.get("scratch") or ""
     key = chunks.run_key(chunk.entry, number)
-    if ship.kept(daemon.state_dir, key):
-        live.outputs = ship.reopen(daemon.state_dir, key)
+    live.outputs = _outputs(daemon, chunk, number)
     if job.get("stage") == {True: "running", False: "paused"}[chunk.entry.suspended]:
         verb = "suspend" if chunk.entry.suspended else "resume"
         daemon.family.send({"op": verb, "id": key[0], "attempt": key[1]})
 
 
+def _outputs(daemon: "Daemon", chunk: chunks.Chunk, number: int) -> tuple[int, ...]:
+    key = chunks.run_key(chunk.entry, number)
+    if ship.kept(daemon.state_dir, key):
+        return ship.reopen(daemon.state_dir, key)
+    return home.reopen_outputs(daemon.spool.root, array.task_entry(chunk.entry, number))
+
+
 def complete(daemon: "Daemon", key: Key, known: Known) -> None:
-    """A task whose chunk is not here any more: what it came to is kept; whether it counts is read off all lines."""
+    """
+    A task whose chunk is not here any more: what it came to is kept; whether it counts is read off all lines.
+
+    Of one of which nobody knows the end, since it was fenced or its family was killed, nothing: who took its chunk over
+    decided by the rule of its user (simulation: with the rule yes it ended as NODE_FAIL before its next attempt ran).
+    """
     if known.state(key) == "running":
+        if held := known.jobs[key].get("devices"):
+            daemon.bench.strays[key] = devices.sound(held)
         return
     job_id, _, number = str(key[0]).partition("_")
-    if known.state(key) == "ended":
+    if known.state(key) == "ended" and known.jobs[key]["ended"].get("reason") != "lost":
         try:
             job = deliver.read_job(daemon.spool, int(job_id))
             entry = Entry(rank=0, id=int(job_id), attempt=key[1], gen=known.jobs[key]["gen"], chunk=f"a{number}")

@@ -72,7 +72,11 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     if not entry.chunk and (record := deliver.proof(known.recorded, entry)):
         finish_recorded(daemon, at, record)
         return Answer.UNKNOWN
-    descent.end_children(daemon, entry.id)
+    if entry.chunk:
+        heed_kills(daemon, entry, known)
+        descent.end_of_chunk(daemon, entry)
+    else:
+        descent.end_children(daemon, entry.id)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"
@@ -90,9 +94,26 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
     elif entry.attempt >= daemon.policy.max_attempts:
         detail = f"{went_down}; that was attempt {entry.attempt}, and max_attempts is {daemon.policy.max_attempts}"
     if not detail:
-        return run_again(daemon, at)
+        more = more_for_tasks(daemon, entry, deliver.read_job(daemon.spool, entry.id)) if entry.chunk else {}
+        return run_again(daemon, at, **more)
     log.warning("node fail job=%s attempt=%d", *key)
     return daemon.around.end(daemon, at, "nodefail", detail)
+
+
+def heed_kills(daemon: "Daemon", entry: Entry, known: Known) -> None:
+    """What users asked for tasks of a chunk that its node did not live to end: they do not run again either."""
+    asked: set[int] = set()
+    for node in [known.node] if known.node else daemon.spool.nodes():
+        for _, request in daemon.spool.requests(node):
+            about = (request.get("verb"), request.get("id"), request.get("attempt"), request.get("chunk"))
+            if about == ("kill", entry.id, entry.attempt, entry.chunk[1:]) and type(request.get("task")) is int:
+                asked.add(request["task"])
+    job = deliver.read_job(daemon.spool, entry.id) if asked else None
+    if job is not None:
+        lines = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+        for number in asked.intersection(array.due(entry, array.parse(job.array), lines, job.retries)):
+            of_task = array.task_entry(entry, number)
+            deliver.write_unstarted(daemon.spool, of_task, "cancelled", "cancelled by its user", daemon.node)
 
 
 def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
@@ -104,7 +125,7 @@ def lose_task(daemon: "Daemon", at: Placed, why: str) -> bool:
     entry, root, job = at.entry, daemon.spool.root, deliver.read_job(daemon.spool, at.entry.id)
     if job is None:
         return False
-    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk))
+    lines = tasks.of_tasks(tasks.read(root, entry.id, entry.chunk, sure=True))
     done_before = any(line["attempt"] == entry.attempt and line.get("state") == "NODE_FAIL" for line in lines)
     left = array.due(entry, array.parse(job.array), array.latest(lines), job.retries)
     if left and not done_before:
@@ -194,6 +215,15 @@ def more_memory(daemon: "Daemon", entry: Entry, job: Job | None, ended: Mapping[
     most = max([daemon.capacity.get(MEM, 0), *sizes])
     asked = entry.wants[MEM]
     return {"wants": {**entry.wants, MEM: max(asked, min(values.grown(asked, job.retry_mem), most))}}
+
+
+def more_for_tasks(daemon: "Daemon", entry: Entry, job: Job | None) -> dict[str, Any]:
+    """The same for a chunk, if a task of it took too much in this attempt."""
+    if not job or not job.retry_mem or entry.attempt > job.retries:
+        return {}
+    found = array.latest(tasks.of_tasks(tasks.read(daemon.spool.root, entry.id, entry.chunk)))
+    oom = any((line["attempt"], line.get("state")) == (entry.attempt, "OUT_OF_MEMORY") for line in found.values())
+    return more_memory(daemon, entry, job, {"reason": "oom"}) if oom else {}
 
 
 def forget_nameless(daemon: "Daemon", at: Placed) -> None:

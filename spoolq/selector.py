@@ -43,9 +43,7 @@ _GROUPS = {
     "all": frozenset(State),
 }
 _STATES = {word.lower(): frozenset((state,)) for state in State for word in (state.name, state.value)} | _GROUPS
-HELP_WORDS = (
-    "JOB: 42, 40-45, 42,44, 42_7 or 42_[3-9] of an array, last (your newest), @name, all (yours that have not ended)"
-)
+HELP_WORDS = "JOB: 42, 40-45, 42_7, last_7, 42_[3-9] of an array, last (your newest), @name, all (of yours not ended)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +129,7 @@ def parse_words(words: Iterable[str]) -> list[str]:
     """Words between commas, each checked; nothing is looked up. An empty word (`"$unset"`) is an error, not nothing."""
     parts = [part for word in words for part in _split(word) if part or not word.strip(",")]
     for part in parts:
-        if part not in ("last", "all") and part[:1] != "@" and not array.parse_unit(part):
+        if part not in ("last", "all") and part[:1] != "@" and not array.parse_unit(part.replace("last_", "1_", 1)):
             parse_range(part)
     return parts
 
@@ -324,11 +322,16 @@ def select(spool: Spool, words: Sequence[str], filters: Filter | None = None, *,
 
 def _tasks_of_part(finder: Finder, part: str, filters: Filter) -> list[tuple[Placed, list[int] | None]]:
     """Jobs, and which tasks are meant of each; None: all of it."""
-    named = None if part in ("last", "all") or part[0] == "@" else array.parse_unit(part)
+    named = None if part in ("last", "all") or part[0] == "@" else array.parse_unit(_numbered(finder, part))
     if named is None:
         return [(placed, None) for placed in _of_part(finder, part, filters)]
     found = finder.holding(*named)
     return [(at, None if at.entry.chunk == f"a{numbers[0]}" else numbers) for at, numbers in found]
+
+
+def _numbered(finder: Finder, part: str) -> str:
+    """`42_7` for `last_7`, everything else as it is."""
+    return f"{finder.newest(me()).entry.id}{part[4:]}" if part.startswith("last_") else part
 
 
 def _of_part(finder: Finder, part: str, filters: Filter) -> list[Placed]:
@@ -367,7 +370,7 @@ def resolve(spool: Spool, words: Sequence[str]) -> list[int | str]:
     for part in parse_words(words):
         if part.isdigit():
             ids[parse_id(part)] = None
-        elif part[0].isdigit() and (named := array.parse_unit(part)):
+        elif part[0] not in "@a" and (named := array.parse_unit(_numbered(finder, part))):
             ids.update(
                 dict.fromkeys(f"{named[0]}_{number}" for _, numbers in finder.holding(*named) for number in numbers)
             )

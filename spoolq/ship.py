@@ -58,7 +58,8 @@ def begin(state_dir: str, entry: Entry, targets: Sequence[Target], *, again: boo
     try:
         files = [target for target in targets if fsops.regular(target.fd)]
         how = {target.stream: HOME if target.home else APPEND if again else WRITE for target in files}
-        streams = {t.stream: {"path": t.path, "base": fsops.size_of(t.fd), "how": how[t.stream]} for t in files}
+        sizes = {target.stream: fsops.facts_of(target.fd).st_size for target in files}
+        streams = {t.stream: {"path": t.path, "base": sizes[t.stream], "how": how[t.stream]} for t in files}
         fsops.make_directories(directory)
         text = json.dumps({"boot": host.boot_id(), "streams": streams})
         new = f"{directory}/plan.new"  # no hidden name, so that it is cleared up with the rest

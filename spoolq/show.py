@@ -114,7 +114,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "depend": list(job.depend),
         "constraint": job.constraint or None,
         "unique": job.unique or None,
-        "parent": int(job.parent) if job.parent.isdigit() else None,
+        "parent": int(job.parent) if job.parent.isdigit() else job.parent if job.parent_id else None,
         "output": job.output,
         "error": job.error,
         "open_mode": job.open_mode,
@@ -178,7 +178,8 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if placed.top == "running" and (lent := outlook.lends(scene.node(placed.node), entry)):
         pairs.append(("lends", f"{resources.show(lent)}, while it waits for jobs of its own"))
     if entry.parent:
-        pairs.append(("parent", f"job {entry.parent}, and ends with it"))
+        parent = (facts["job"] or {}).get("parent") or entry.parent
+        pairs.append(("parent", f"job {parent}, and ends with it"))
     for stream, path in facts["outputs"].items():
         pairs.append((stream, f"{path}{_size(path)}"))
     pairs += result_pairs(result)

@@ -28,7 +28,8 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 TOPS = ("drop", "queue", "held", "running", "reaping", "done", "rejected", "jobs", "nodes", "history")
 MARKS = ("drain", "dead")  # files under nodes/<node>/: start nothing more; an operator says that it is off
 BY_NAME = frozenset(["kill", "requeue", "suspend", "resume"])  # requests that an empty file's name can make
-_REQUEST = re.compile(r"(?:.*?\.)?(?:a([0-9]{1,6})\.)?([0-9]{1,18})\.([a-z]+)", re.DOTALL)  # me.a2.42.kill, 42.kill
+# me.a2.42.kill, 42.kill; of a chunk of an array 42_1-9.kill, of a task in it 42_1-9_7.kill
+_REQUEST = re.compile(r"(?as)(?:.*?\.)?(?:a(\d{1,6})\.)?(\d{1,18})(?:_(\d+(?:-\d+)?)(?:_(\d{1,9}))?)?\.([a-z]+)")
 _UUID = re.compile(r"^uuid\s*=.*$", re.MULTILINE)
 _FORMAT = re.compile(r"^\s*format\s*=\s*([0-9]{1,20})\s*$", re.MULTILINE)  # parsing it all costs every command
 _NEWEST_FIRST = ("queue", "held", "running", "reaping", "done")  # the direction in which jobs move
@@ -340,7 +341,8 @@ class Spool:
     def request(self, node: str, verb: str, job_id: int, arguments: dict[str, Any], tag: str) -> None:
         """Ask a node to do something to a job that runs there; executed at its next look."""
         tag += f".a{arguments['attempt']}" if "attempt" in arguments else ""
-        path = f"{self.root}/nodes/{node}/control/{tag}.{job_id}.{verb}"
+        about = "_".join(str(n) for n in (job_id, arguments.get("chunk"), arguments.get("task")) if n is not None)
+        path = f"{self.root}/nodes/{node}/control/{tag}.{about}.{verb}"
         try:
             fsops.publish(path, json.dumps({"verb": verb, "id": job_id, **arguments}).encode())
         except OSError as error:
@@ -386,9 +388,10 @@ class Spool:
 
 
 def _named(name: str) -> dict[str, Any]:
-    if not (match := _REQUEST.fullmatch(name)) or match[3] not in BY_NAME:
+    if not (match := _REQUEST.fullmatch(name)) or match[5] not in BY_NAME:
         return {}
-    return {"verb": match[3], "id": int(match[2])} | ({"attempt": int(match[1])} if match[1] else {})
+    parts = zip(("attempt", "id", "chunk", "task", "verb"), match.groups(), strict=True)
+    return {key: text if key in ("chunk", "verb") else int(text) for key, text in parts if text}
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -145,8 +145,11 @@ def act_on(command: Command, given: Given, step: Step, *, ended: bool) -> int:
         jobs = [placed for placed in jobs if placed.top != "done" or placed.entry.id not in live]
     outcomes = []
     for placed in jobs:
-        numbers = chosen.tasks.get(placed.entry.unit)
-        one = step if numbers is None else part_step(command, numbers)
+        numbers, one = chosen.tasks.get(placed.entry.unit), step
+        if numbers is not None:
+            from spoolq import part
+
+            one = part.step_of(command.name, given, spool, placed, numbers) or step
         outcomes.append(do(spool, placed, one))
     if len(outcomes) > 1 and not given.has("json"):
         from spoolq import part
@@ -176,21 +179,6 @@ def do(spool: Spool, placed: Placed, step: Step) -> Outcome:
         hint = " (whose job is it?)" if isinstance(error, PermissionError) else ""
         return Outcome(job_id, "", f"job {job_id}: {error.strerror}{hint}", failed=True)
     return Outcome(job_id, "", f"job {job_id}: is being moved all the time, try again", failed=True)
-
-
-def part_step(command: Command, numbers: list[int]) -> Step:
-    """The step for some tasks of a chunk that is not meant whole."""
-    from spoolq import part
-
-    if command is KILL:
-        return part.kill(numbers)
-    if command is REQUEUE:
-        return part.requeue(numbers)
-
-    def refuse(_spool: Spool, placed: Placed) -> Outcome | None:
-        return nothing(placed, f"is one entry for all of its tasks: {command.name} {placed.entry.unit}", failed=True)
-
-    return refuse
 
 
 def show(given: Given, outcomes: Sequence[Outcome]) -> None:

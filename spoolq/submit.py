@@ -215,7 +215,7 @@ def fill_array(spool: Spool, job: Job, base: Entry) -> Entry:
     nodes = [facts["capacity"] for name in spool.nodes() if (facts := spool.read_node(name)) and "capacity" in facts]
     room = [min(has.get(name, 0) // amount for name, amount in wants if amount) for has in nodes]
     found = array.entries(base, array.parse(job.array), max(sum(room), array.WORKERS))
-    tasks.fill(spool.root, base.id, [entry.name for entry in found])
+    tasks.fill(spool.root, base.id, [entry.name for entry in found], bounded=bool(job.max_fails))
     return found[0]
 
 
@@ -229,7 +229,7 @@ def _make_durable(spool: Spool, placed: Sequence[Placed]) -> None:
 
 def _tied(job: Job) -> bool:
     """Whether there is more to do about it than one commit, see `ties`."""
-    return bool(job.depend or job.unique or job.parent.isdigit())
+    return bool(job.depend or job.unique or job.parent_id)
 
 
 def announce(ids: Sequence[int], parsed: Parsed) -> None:

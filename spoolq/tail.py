@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from spoolq import awaiting, home, stored
 from spoolq.awaiting import Outcome
 from spoolq.errors import NotFound, SpoolqError
-from spoolq.spool import Spool
+from spoolq.spool import Placed, Spool
 
 CHUNK = 1 << 18  # bytes read at once
 STDOUT, STDERR = 1, 2
@@ -153,8 +153,6 @@ class Following:
 
     def ask_to_sync(self) -> None:
         """Ask the job's node to sync its outputs for a while, or to ship what there is: else they come late."""
-        from spoolq import roster
-
         self._ask_at = time.monotonic() + ASK_S
         with contextlib.suppress(NotFound, OSError):  # who may only read is content with late output
             at = self.spool.find(self.job_id)
@@ -162,15 +160,23 @@ class Following:
                 return
             if self._ships is None:
                 self._ships = ships(self.spool, self.job_id)
-            if self._ships or roster.alive_here(self.spool.read_node(at.node)) is None:
-                # one name per follower: where no node looks, no more than one request of each lies
-                tag = f"{socket.gethostname()[:60]}.{os.getpid()}"
-                self.spool.request(at.node, "follow", self.job_id, {"attempt": at.entry.attempt}, tag)
+            ask(self.spool, at, ships=self._ships)
 
     def nap(self) -> None:
         """Sleep until the next look: the longer nothing happened, the longer."""
         now = time.monotonic()
         awaiting.nap(max(now - self.active, min(now - self.began, 0.4)))
+
+
+def ask(spool: Spool, at: Placed, *, ships: bool) -> None:
+    """Ask a node to sync or ship what a job or the task of a chunk has written, unless that shows here anyway."""
+    from spoolq import roster
+
+    if ships or roster.alive_here(spool.read_node(at.node)) is None:
+        # one name per follower: where no node looks, no more than one request of each lies
+        tag = f"{socket.gethostname()[:60]}.{os.getpid()}"
+        chunk = {"chunk": at.entry.chunk[1:]} if at.entry.chunk else {}
+        spool.request(at.node, "follow", at.entry.id, {"attempt": at.entry.attempt, **chunk}, tag)
 
 
 def ships(spool: Spool, job_id: int) -> bool:

@@ -107,6 +107,15 @@ class Tally:
         return next((str(line["reason"]) for line in reversed(self.lines) if line.get("reason")), "")
 
 
+def is_whole(spool: Spool, at: Placed, numbers: list[int]) -> bool:
+    """Whether some tasks of a chunk are all that it has."""
+    low, high = array.bounds(at.entry.chunk)
+    if not {low, high} <= set(numbers):
+        return False
+    spec = spec_of(spool, at.entry.id)
+    return spec is not None and len(array.tasks_of(spec, at.entry.chunk)) == len(numbers)
+
+
 def covered(spec: array.Spec, chunks: Iterable[str]) -> bool:
     """Whether some chunks are all that an array has."""
     return sum(len(array.tasks_of(spec, chunk)) for chunk in set(chunks)) == spec.size

@@ -19,16 +19,28 @@ from typing import Any
 
 from spoolq import array, fsops, home
 from spoolq.entry import HOMES, Entry
+from spoolq.job import Job
 
 Line = dict[str, Any]
 
 _FILE = re.compile(r"(a\d{1,9}(?:-\d{1,9})?)\.(\d{1,6})\.(.+)\.jsonl")
 _LINK = "../../jobs/{group}/{id}/job"
 _LIMIT = 1 << 28
+TASKS, FAILED = "tasks", "failed"  # directories in the home of each array
 
 
-def fill(root: str, job_id: int, names: Iterable[str]) -> None:
-    """The entries of an array, in the private directory that `Spool.submit` makes a segment of the queue."""
+def fill(root: str, job_id: int, names: Iterable[str], *, bounded: bool = False) -> None:
+    """
+    The entries of an array, in the private directory that `Spool.submit` makes a segment of the queue.
+
+    And the directories that nodes look into before they write there: an NFS client remembers for 60 s that a name was
+    missing, and would not see what others have recorded (simulation: completed tasks were run again).
+
+    Args:
+        bounded: it ends when so many of its tasks have failed.
+    """
+    for name in (TASKS, FAILED) if bounded else (TASKS,):
+        fsops.make_directory(f"{home.path_of(root, job_id)}/{name}")
     directory = f"{home.path_of(root, job_id)}/{home.PRIVATE_ENTRY}"
     fsops.make_directory(directory)
     for name in names:
@@ -48,7 +60,7 @@ def record(root: str, entry: Entry, writer: str, lines: Sequence[bytes], *, anew
         writer: the node, or who else writes on which host; nobody else has this name.
         anew: the last time may have left a piece of a line.
     """
-    directory = f"{home.path_of(root, entry.id)}/tasks"
+    directory = f"{home.path_of(root, entry.id)}/{TASKS}"
     path, data = f"{directory}/{entry.chunk}.{entry.attempt}.{writer}.jsonl", b"".join(lines)
     if anew and fsops.look(path):
         data = b"\n" + data
@@ -60,20 +72,26 @@ def record(root: str, entry: Entry, writer: str, lines: Sequence[bytes], *, anew
         fsops.append(path, data)
 
 
-def read(root: str, job_id: int, chunk: str = "") -> list[Line]:
+def read(root: str, job_id: int, chunk: str = "", *, sure: bool = False) -> list[Line]:
     """
     All lines about the tasks of an array, or of one chunk; those about a whole chunk have no `task`.
+
+    Args:
+        sure: what has no line is run: then nothing may be missing because the spool is not mounted now.
 
     Raises:
         OSError: something there cannot be read now.
     """
-    directory = f"{home.path_of(root, job_id)}/tasks"
+    directory = f"{home.path_of(root, job_id)}/{TASKS}"
     low, high = array.bounds(chunk) if chunk else (0, array.MOST_NUMBER)
     found: list[Line] = []
-    for name in sorted(fsops.names(directory)):
+    for name in sorted(fsops.names(directory, lasting=sure)):
         match = _FILE.fullmatch(name)
         if match and low <= array.bounds(match[1])[0] <= high:
-            found += _parse(fsops.read(f"{directory}/{name}", _LIMIT) or b"", match[1])
+            data = fsops.read(f"{directory}/{name}", _LIMIT)
+            if data is None and sure:
+                raise FileNotFoundError(errno.ENOENT, "listed, and not there", f"{directory}/{name}")
+            found += _parse(data or b"", match[1])
     return found
 
 
@@ -111,12 +129,28 @@ def make_room(path: str) -> None:
     fsops.make_directory(directory)
 
 
+def output_paths(root: str, entry: Entry, job: Job, node: str) -> list[str]:
+    """Where a task writes to."""
+    names = home.fill_in(entry, job.name, job.user) | {"N": node}
+    patterns = {"stdout": job.output, "stderr": job.error if job.error or not job.output else job.output}
+    found = (home.output_path(root, entry, pattern, name, names, job.chdir) for name, pattern in patterns.items())
+    return list(dict.fromkeys(found))
+
+
+def of_task(entry: Entry, job: Job, files: Sequence[str]) -> tuple[str, ...]:
+    """Names of files of an array, with `%a`, `%A`, `%j` filled in for one task; those of a job stay as they are."""
+    if not entry.chunk:
+        return tuple(files)
+    names = home.fill_in(entry, job.name, job.user)
+    return tuple(home.output_path("", entry, name, "", names, "") for name in files)
+
+
 # --- failures
 
 
 def note_failure(root: str, job_id: int, number: int) -> None:
     """Remember that a task failed; known already is fine."""
-    directory = f"{home.path_of(root, job_id)}/failed"
+    directory = f"{home.path_of(root, job_id)}/{FAILED}"
     fsops.make_directory(directory)
     try:
         fsops.create(f"{directory}/{number}", b"")
@@ -126,14 +160,14 @@ def note_failure(root: str, job_id: int, number: int) -> None:
 
 def failures(root: str, job_id: int) -> list[int]:
     """The tasks that failed, of an array with --max-fails."""
-    return sorted(int(name) for name in fsops.names(f"{home.path_of(root, job_id)}/failed") if home.is_number(name))
+    return sorted(int(name) for name in fsops.names(f"{home.path_of(root, job_id)}/{FAILED}") if home.is_number(name))
 
 
 def pardon(root: str, job_id: int, numbers: Iterable[int]) -> None:
     """Forget that some tasks failed: they run again."""
     for number in numbers:
         try:
-            fsops.drop(f"{home.path_of(root, job_id)}/failed/{number}")
+            fsops.drop(f"{home.path_of(root, job_id)}/{FAILED}/{number}")
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise

@@ -19,7 +19,7 @@ def before(spool: Spool, job: Job, job_id: int) -> None:
     Raises:
         Taken: another job has the key; nothing of this one is left.
     """
-    if job.parent.isdigit():
+    if job.parent_id:
         nested.record(spool, job, job_id)
     if job.unique:
         try:

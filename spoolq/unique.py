@@ -10,7 +10,7 @@ Invariant: numbers only rise and the highest stays, so no late or repeated reque
 
 import re
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spoolq import awaiting, fsops, home
 from spoolq.entry import label_of
@@ -97,9 +97,9 @@ def take(spool: Spool, job: Job, job_id: int) -> int:
     raise TryAgain(f"the key {job.unique!r} changes hands all the time: try again")
 
 
-def requeue(spool: Spool, at: Placed, job: Job, held: str) -> tuple[Answer, Placed]:
+def requeue(spool: Spool, at: Placed, job: Job, held: str, **changes: Any) -> tuple[Answer, Placed]:
     """
-    As `Spool.requeue`, for an ended job with a key: into held/, and on only if nobody got the key meanwhile.
+    As `Spool.requeue`, for what has ended and has a key: into held/, and on only if nobody got the key meanwhile.
 
     Raises:
         Taken, SpoolqError: somebody has it.
@@ -107,7 +107,7 @@ def requeue(spool: Spool, at: Placed, job: Job, held: str) -> tuple[Answer, Plac
     from spoolq import notice, steer
 
     number = take(spool, job, at.entry.id)
-    answer, target = spool.requeue(at, held="HU")
+    answer, target = spool.requeue(at, held="HU", **changes)
     if steer.settled(spool, answer, at, target) is Answer.LOST:
         return Answer.LOST, target
     if not still(spool, job, at.entry.id, number):
@@ -145,7 +145,9 @@ def _highest(directory: str) -> tuple[int, int]:
 
 def _committed(spool: Spool, job_id: int) -> Placed | None:
     try:
-        return spool.find(job_id)
+        at = spool.find(job_id)
+        # of an array any entry was found: of those that go back another may have been missed
+        return spool.find(job_id) if at.entry.chunk and at.top == "done" else at
     except NotFound:
         return None
 

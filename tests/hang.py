@@ -11,6 +11,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,23 @@ def stuck(pid: int) -> bool:
     """Whether the first thread of a process is in state D."""
     with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
         return file.read().rpartition(")")[2].split()[0] == "D"
+
+
+def resting(pid: int) -> bool:
+    """Whether a process has hardly done anything for half a second but sleep: it has begun, and waits for something."""
+    first, asleep = _spent(pid)[1], 0
+    for _ in range(10):
+        time.sleep(0.05)
+        state, ticks = _spent(pid)
+        asleep += state == "S"
+    return asleep >= 8 and ticks - first <= 3
+
+
+def _spent(pid: int) -> tuple[str, int]:
+    """Its state and the ticks (1/100 s) for which it ran."""
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        words = file.read().rpartition(")")[2].split()
+    return words[0], int(words[11]) + int(words[12])
 
 
 def wait_for_writer(fifo: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from spoolq import process
 from spoolq.channel import Family, Gone
 
-DEADLINE_S = 60.0  # generous: a loaded machine is slow, and nothing here waits for long when it works
+DEADLINE_S = 120.0  # generous: a loaded machine is slow, and nothing here waits for long when it works
 
 
 def wait_until(holds, what="it"):

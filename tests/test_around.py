@@ -93,11 +93,14 @@ def test_term_reaches_the_command_and_the_epilog_follows(cluster: Cluster):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("exit 3", "failed with exit code 3"), ("sleep 99", "took longer than 0.5 s")]
+    ("text", "prolog_s", "said"),
+    [("exit 3", 99, "failed with exit code 3"), ("sleep 99", 0.5, "took longer than 0.5 s")],
 )
-def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(cluster: Cluster, text: str, said: str):
+def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(
+    cluster: Cluster, text: str, prolog_s: float, said: str
+):
     prolog = program(cluster, "prolog", f"[ $SPOOLQ_NODE != n1 ] || {text}")
-    configure(cluster, f'[node]\nprolog = ["{prolog}", "word"]\nprolog_s = 0.5\n')
+    configure(cluster, f'[node]\nprolog = ["{prolog}", "word"]\nprolog_s = {prolog_s}\n')
     cluster.node("n1")
     job = cluster.sub("--rerun", "never", "echo", "ran")
     cluster.until(lambda: read(f"{cluster.root}/nodes/n1/drain"), "n1 drains")
@@ -106,6 +109,7 @@ def test_a_node_whose_prolog_fails_gives_the_job_back_and_drains(cluster: Cluste
     cluster.until(lambda: cluster.place(job) == "queue", "the job waits")
     with open(f"{cluster.home(job)}result.1.json") as file:
         assert said in json.load(file)["reason"]
+    configure(cluster, f'[node]\nprolog = ["{prolog}", "word"]\nprolog_s = 99\n')
     cluster.node("n2")
 
     result = cluster.result(job)
@@ -117,7 +121,7 @@ def test_a_warning_to_the_first_process_reaches_the_command(cluster: Cluster):
     configure(cluster, '[node]\nepilog = "/bin/true"\n')
     cluster.node()
     line = "trap 'echo warned; exit 0' USR1; while :; do sleep 0.05; done"
-    job = cluster.sub("-t", "1h", "--signal", "B:USR1@3597", "sh", "-c", line)
+    job = cluster.sub("-t", "1h", "--signal", "B:USR1@3594", "sh", "-c", line)
 
     assert "COMPLETED" == cluster.result(job)["state"]
     assert "warned\n" == cluster.text(job)
@@ -191,7 +195,7 @@ on_submit = ["{hook}", "a"]
 on_start = ["{hook}", "b"]
 on_end = ["{hook}", "c"]
 on_fail = ["{hang}"]
-hook_s = 0.3
+hook_s = 5
 """)  # fmt: skip
     cluster.node()
     job = cluster.sub("-J", "me", "sh", "-c", "exit 3")
@@ -239,7 +243,7 @@ def test_a_node_that_leaves_has_run_its_hooks(cluster: Cluster):
     log = f"{cluster.base}/log"
     configure(cluster, f'[hooks]\non_end = "{program(cluster, "hook", f"sleep 0.2; echo x >>{log}")}"\n')
     cluster.ok("sub", "-c", "0.1", "--each-line", "-", stdin="true\n" * 20)
-    assert 0 == cluster.node("n1", 2, "--once").wait(timeout=60)
+    assert 0 == cluster.node("n1", 2, "--once").wait(timeout=120)
     assert 20 == len(read(log).splitlines())
 
 

@@ -53,12 +53,12 @@ def test_each_task_has_its_number_its_output_and_its_result(cluster: Cluster):
     assert {1: 0, 3: 0, 5: 1, 7: 0, 9: 0} == {line["task"]: line["exit_code"] for line in lines(cluster, job)}
     assert 0 == cluster.spoolq("wait", f"{job}_3").returncode
     assert 1 == cluster.spoolq("wait", f"{job}_[3-5]").returncode
-    shown = json.loads(cluster.ok("show", f"{job}_5", "--json"))["job"][0]
+    shown = json.loads(cluster.ok("show", "last_5", "--json"))["job"][0]
     assert ("FAILED", 1, 5) == (shown["state"], shown["result"]["exit_code"], shown["task"])
     assert "FAILED, its command exited with 1" in cluster.ok("why", f"{job}_5")
     assert [f"{job}_5"] == [line.split()[0] for line in cluster.ok("hist", f"{job}_5").splitlines()[1:]]
     assert 5 == len(json.loads(cluster.ok("hist", str(job), "--json"))["history"])
-    assert [f"{job}_3", f"{job}_5"] == [line.split()[0] for line in cluster.ok("stat", f"{job}_[3-5]").splitlines()[1:]]
+    assert [f"{job}_3", f"{job}_5"] == [line.split()[0] for line in cluster.ok("stat", "last_[3-5]").splitlines()[1:]]
     refused = cluster.spoolq("show", f"{job}_4")
     assert (1, True) == (refused.returncode, "no such task" in refused.stderr)
 

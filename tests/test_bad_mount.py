@@ -128,6 +128,7 @@ def once(cluster, jobs, states=None):
 
 @pytest.mark.parametrize("how", HOW)
 def test_jobs_run_on_and_are_delivered_afterwards(mounted, cluster, how):
+    cluster.hurry("intake", REFUSED_S=2.0)
     mounted.node()
     jobs = [waits(cluster, 0), waits(cluster, 1, "--output-mode", "local")]
     marked(cluster, "up0", "up1")
@@ -168,7 +169,7 @@ def test_whoever_is_killed_meanwhile(mounted, cluster, how, victim):
             daemon.wait()
             again = mounted.start()
             if how == "unmounted":
-                assert 78 == again.wait(timeout=60)
+                assert 78 == again.wait(timeout=120)
             else:
                 cluster.until(lambda: "waiting for it" in cluster.log(), "it waits")
         else:

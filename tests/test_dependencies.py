@@ -32,10 +32,11 @@ def test_a_child_starts_after_its_parents_have_ended_as_it_asks(cluster: Cluster
     good, bad = gate(cluster, "good"), gate(cluster, "bad", 3)
     child = cluster.sub("-d", f"afterok:{good},afternotok:{bad}", "sh", "-c", "echo ran")
     after = cluster.sub("-d", f"afterany:{child}", "true")
-    listed = cluster.ok("stat")
+    cluster.running(good, f"{cluster.base}/good.up")
+    cluster.running(bad, f"{cluster.base}/bad.up")
 
     assert "held" == cluster.place(child)
-    assert f"Dependency: waits for job {good} (RUNNING on n1) to complete" in listed
+    assert f"Dependency: waits for job {good} (RUNNING on n1) to complete" in cluster.ok("stat")
     told = cluster.ok("why", str(child))
     assert f"afterok:{good}: job {good} (RUNNING on n1)" in told
     assert f"afternotok:{bad}: job {bad} (RUNNING on n1)" in told

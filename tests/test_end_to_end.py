@@ -83,6 +83,7 @@ def test_a_job_whose_directory_is_missing_waits_with_the_reason(cluster: Cluster
     os.mkdir(f"{cluster.base}/gone")
     job = cluster.sub("true", cwd=f"{cluster.base}/gone")
     os.rmdir(f"{cluster.base}/gone")
+    cluster.hurry("launch", LOOK_AGAIN_S=0.5)
     cluster.node()
     cluster.until(lambda: os.path.exists(cluster.home(job, "why/n1")), "the node says why")
 
@@ -210,7 +211,7 @@ def test_two_daemons_race_for_two_thousand_jobs(cluster: Cluster):
 
 
 def test_time_limit_term_then_kill(cluster: Cluster):
-    polite = cluster.sub("-t", "1s", "sh", "-c", "trap 'echo term; exit 0' TERM; sleep 100 & while :; do wait; done")
+    polite = cluster.sub("-t", "3s", "sh", "-c", "trap 'echo term; exit 0' TERM; sleep 100 & while :; do wait; done")
     stubborn = cluster.sub("-t", "1s", "sh", "-c", "trap '' TERM; sleep 100 & while :; do wait; sleep 0.2; done")
     cluster.node()
 
@@ -295,7 +296,7 @@ def test_requeue_running_and_done(cluster: Cluster):
 def test_edit_extends_the_time_limit_of_a_running_job(cluster: Cluster):
     mark = f"{cluster.base}/m"
     cluster.node()
-    job = cluster.sub("-t", "4s", "sh", "-c", f"touch {mark}; sleep 6; echo lived")
+    job = cluster.sub("-t", "8s", "sh", "-c", f"touch {mark}; sleep 10; echo lived")
     cluster.running(job, mark)
     cluster.ok("edit", str(job), "time=5m")
 
@@ -304,6 +305,7 @@ def test_edit_extends_the_time_limit_of_a_running_job(cluster: Cluster):
 
 def test_dropped_files_become_jobs_or_are_rejected_with_a_reason(cluster: Cluster):
     drop = f"{cluster.root}/drop"
+    cluster.hurry("intake", DOUBT_S=0.5)
     with open(f"{drop}/good.sh", "w") as file:
         file.write("#!/bin/sh\n#SPOOLQ -m 5\necho dropped\n")
     with open(f"{drop}/good.toml", "w") as file:
@@ -335,7 +337,7 @@ def touch(path: str) -> None:
 
 def test_more_than_the_machine_has_is_lent_with_a_warning(cluster: Cluster):
     node = cluster.node("n1", 2, "--once")
-    assert 0 == node.wait(timeout=60)
+    assert 0 == node.wait(timeout=120)
     assert "measured load does not count" in cluster.log()
 
 
@@ -363,7 +365,7 @@ def test_priority_order(cluster: Cluster):
     for name, priority in (("low", "-5"), ("high", "10"), ("middle", "0")):
         cluster.sub("-p", priority, "-c", "2", "sh", "-c", f"echo {name} >> {order}")
     node = cluster.node("n1", 2, "--idle-exit", "0")
-    node.wait(timeout=60)
+    node.wait(timeout=120)
 
     assert "high\nmiddle\nlow\n" == read(order)
 
@@ -380,7 +382,7 @@ def test_out_follow_waits_and_exits_with_the_code(cluster: Cluster):
     job = cluster.sub("sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done; exit 5")
     follower = cluster.start("out", "-f", str(job))
     cluster.node()
-    out, _ = follower.communicate(timeout=60)
+    out, _ = follower.communicate(timeout=120)
 
     assert (b"1\n2\n3\n", 5) == (out, follower.returncode)
 
@@ -392,7 +394,7 @@ def test_ctrl_c_of_run_kills_the_job(cluster: Cluster):
     cluster.running(1, mark)
     cluster.until(lambda: read(mark), "a pid")
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=60)
+    run.communicate(timeout=120)
 
     assert "CANCELLED" == cluster.result(1)["state"]
     pid = int(read(mark))
@@ -406,6 +408,6 @@ def test_idle_exit_waits_for_what_could_start_here_and_for_nothing_else(cluster:
     second = cluster.sub("-c", "2", "true")
     big = cluster.sub("-c", "64", "true")
     node = cluster.node("n1", 2, "--idle-exit", "0")
-    node.wait(timeout=60)
+    node.wait(timeout=120)
 
     assert ["done", "done", "queue"] == [cluster.place(job) for job in (first, second, big)]

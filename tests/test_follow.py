@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from spoolq import awaiting, embedded, follow, home, tail
 from spoolq.errors import NotFound
 
 from . import play
+from .node_family import wait_until
 
 PACKAGE_ROOT = str(Path(spoolq.__file__).parent.parent)
 
@@ -67,7 +69,7 @@ def start():
 
 
 def ended(spool, job_id):
-    return awaiting.until_ended(spool, [job_id], timeout_s=20)[job_id]
+    return awaiting.until_ended(spool, [job_id], timeout_s=120)[job_id]
 
 
 # --- run
@@ -96,13 +98,13 @@ def test_output_appears_while_the_job_runs(node, place, start):
     assert process.stdout.readline() == b"first\n"  # the job has not ended: it waits for the file
     (place / "go").write_text("")
     assert process.stdout.read() == b"second\n"
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
 
 
 def test_output_that_is_not_text_passes_unchanged(node, start):
     process = start("run", "sh", "-c", r"printf '\000\377\033[2J'")
 
-    assert process.communicate(timeout=20)[0] == b"\0\xff\x1b[2J"
+    assert process.communicate(timeout=120)[0] == b"\0\xff\x1b[2J"
 
 
 def test_run_takes_scripts_and_options(node, place, capfd):
@@ -130,7 +132,7 @@ def test_a_signal_kills_the_running_job(node, spool, number, start):
     assert process.stdout.readline() == b"started\n"
 
     process.send_signal(number)
-    assert 128 + number == process.wait(30)
+    assert 128 + number == process.wait(120)
     assert ended(spool, 1).state == "CANCELLED"
 
 
@@ -140,14 +142,14 @@ def test_what_a_killed_job_says_at_its_end_is_shown(node, start):
 
     process.send_signal(signal.SIGTERM)
     assert process.stdout.read() == b"bye\n"
-    assert process.wait(30) == 143
+    assert process.wait(120) == 143
 
 
 def test_a_signal_cancels_the_waiting_job(spool, start):
     process = start("run", "true")
     threading.Thread(target=lambda: _once_there(spool, 1, lambda: process.send_signal(signal.SIGTERM))).start()
 
-    assert process.wait(30) == 143
+    assert process.wait(120) == 143
     assert ended(spool, 1).state == "CANCELLED"
     assert b"130\n" not in process.communicate()[0]
 
@@ -157,6 +159,7 @@ def _once_there(spool, job_id, then):
         try:
             spool.find(job_id)
         except NotFound:
+            time.sleep(0.01)
             continue
         break
     then()
@@ -168,18 +171,15 @@ def test_a_second_signal_leaves_at_once(spool, start):
     waiting = _wait_for_entry(spool)
     spool.claim(waiting, play.NODE)
     process.send_signal(signal.SIGINT)
-    while not spool.requests(play.NODE):
-        pass
+    wait_until(lambda: spool.requests(play.NODE), "the first signal was heard")
     process.send_signal(signal.SIGINT)
 
-    assert process.wait(30) == 130
+    assert process.wait(120) == 130
     assert spool.find(1).top == "running"
 
 
 def _wait_for_entry(spool):
-    while True:
-        for placed in spool.waiting():
-            return placed
+    return wait_until(lambda: next(iter(spool.waiting()), None), "a job waits")
 
 
 def test_a_closed_pipe_kills_the_job(node, spool, start):
@@ -187,7 +187,7 @@ def test_a_closed_pipe_kills_the_job(node, spool, start):
     assert process.stdout.readline() == b"y\n"
     process.stdout.close()
 
-    assert process.wait(30) == 141
+    assert process.wait(120) == 141
     assert ended(spool, 1).state == "CANCELLED"
     assert process.stderr.read() == b""
 
@@ -202,7 +202,7 @@ def test_an_ignored_hang_up_stays_ignored(node, spool, place, start):
     process.send_signal(signal.SIGHUP)
     (place / "go").write_text("")
 
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 def test_run_says_why_a_job_waits(spool, monkeypatch, capfd, start):
@@ -426,7 +426,7 @@ def test_out_f_waits_for_the_start_and_exits_with_the_code(spool, place, start):
         assert process.stdout.readline() == b"out\n"
         (place / "go").write_text("")
         assert process.stdout.read() == b"more\n"
-        assert process.wait(20) == 4
+        assert process.wait(120) == 4
 
 
 def test_out_f_of_a_job_that_is_cancelled_before_it_starts(spool, start):
@@ -434,7 +434,7 @@ def test_out_f_of_a_job_that_is_cancelled_before_it_starts(spool, start):
     process = start("out", "-f", "1")
     play.finish(spool, spool.find(1), "cancelled", exit_code=None)
 
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     assert process.communicate()[0] == b""
 
 
@@ -528,7 +528,7 @@ def test_wait_for_a_job_that_is_still_waiting(spool, start):
     sub("sh", "-c", "exit 6")
     process = start("wait", "1")
     with play.Node(spool):
-        assert process.wait(20) == 6
+        assert process.wait(120) == 6
 
 
 def test_wait_gives_up(spool, capsys):

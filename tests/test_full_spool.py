@@ -6,10 +6,11 @@ import os
 
 import pytest
 
-from spoolq import control, fsops, home, recover
+from spoolq import array, control, deliver, fsops, home, host, recover, tasks
 from spoolq.daemon import Daemon
 from spoolq.spool import Spool
 from tests.faults import Died
+from tests.test_array_crash import submit as submit_array
 from tests.test_crash_points import World
 
 
@@ -61,7 +62,7 @@ def test_a_lost_output_is_told_also_after_a_restart(world, monkeypatch):
         full()
 
     with monkeypatch.context() as patch:
-        patch.setattr(fsops, "size_of", lambda fd: 1)
+        patch.setattr(deliver, "may_hold", lambda fd: True)
         patch.setattr(fsops, "sync_file", full)
         patch.setattr(Spool, "record", record)
         patch.setattr(control, "obey", lambda _: tries and died())
@@ -87,7 +88,7 @@ def test_a_lost_output_is_told_also_if_the_daemon_dies_while_it_records_the_end(
             patch.setattr(recover, "note_lost", lambda _: None)  # nothing more is done, on the way out neither
             raise Died
 
-        patch.setattr(fsops, "size_of", lambda fd: 1)
+        patch.setattr(deliver, "may_hold", lambda fd: True)
         patch.setattr(fsops, "sync_file", full)
         patch.setattr(Spool, "record", killed)
         with pytest.raises(Died):
@@ -96,6 +97,103 @@ def test_a_lost_output_is_told_also_if_the_daemon_dies_while_it_records_the_end(
     world.check()
     assert "FAILED" == result(world)["state"]
     assert {} == recover.read_lost(world.state)
+
+
+def test_an_output_of_which_nothing_is_left_is_lost_too(world, monkeypatch):
+    """Real NFS: what could not be written back is dropped, and the file has the server's size, which is 0."""
+    world.submit(1)
+    assert not host.is_remote_device(os.stat(world.root).st_dev)
+    monkeypatch.setattr(host, "is_remote_device", lambda device: device == os.stat(world.root).st_dev)
+    monkeypatch.setattr(fsops, "sync_file", full)
+    world.serve()
+    world.check()
+    assert "output: output lost: No space left on device" == result(world)["reason"]
+    assert ("done", "exit1", 1) == world.where(1)
+
+
+def test_an_empty_output_on_a_local_disk_costs_no_call(world, monkeypatch):
+    world.submit(1)
+    monkeypatch.setattr(fsops, "sync_file", full)
+    world.serve()
+    assert "COMPLETED" == result(world)["state"]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_lost_output_is_told_also_if_the_daemon_dies_after_the_commit(world, monkeypatch, noted):
+    """Real NFS: the entry said exit1, and the next daemon wrote a result.json that said 0."""
+    world.submit(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "may_hold", lambda fd: True)
+        patch.setattr(fsops, "sync_file", full)
+        patch.setattr(home, "publish_result", died)
+        if not noted:
+            patch.setattr(recover, "note_lost", lambda _: None)
+        with pytest.raises(Died):
+            world.serve()
+    assert ("done", "exit1", 1) == world.where(1)
+    world.serve()
+    world.check()
+    assert ("FAILED", 1) == (result(world)["state"], result(world)["exit_code"])
+
+
+def test_each_lost_output_is_noted_before_the_next_is_looked_at(world, monkeypatch):
+    """Each takes its time on a full spool, and the error is not told again."""
+    world.submit(2)
+    with monkeypatch.context() as patch:
+        synced = []
+
+        def sync(fd):
+            synced.append(fd)
+            died() if len(synced) > 2 else full()
+
+        patch.setattr(deliver, "may_hold", lambda fd: True)
+        patch.setattr(fsops, "sync_file", sync)
+        with pytest.raises(Died):
+            world.serve()
+    assert 1 == len(recover.read_lost(world.state))
+    world.serve()
+    world.check()
+    assert ["exit0", "exit1"] == sorted(str(world.entry(job).ending) for job in (1, 2))
+
+
+def test_a_lost_output_of_a_task_is_told_also_after_a_restart(world, monkeypatch):
+    submit_array(world)
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "may_hold", lambda fd: True)
+        patch.setattr(fsops, "sync_file", full)
+        patch.setattr(tasks, "record", died)
+        with pytest.raises(Died):
+            world.serve()
+    assert world.runner.starts
+    world.serve()
+    ended = array.latest(tasks.of_tasks(tasks.read(world.root, 1)))
+    assert [1] == [number for number, line in ended.items() if line["state"] == "FAILED"]
+    assert [1, 2, 3, 4] == sorted(ended)
+
+
+def test_outputs_of_adopted_tasks_are_synced_too(world, monkeypatch):
+    submit_array(world)
+    world.runner.ends = False
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "obey", died)
+        with pytest.raises(Died):
+            world.serve()
+    adopted = list(world.runner.starts)
+    assert adopted
+    ends = list(adopted)
+    world.runner.ends = True
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "may_hold", lambda fd: True)
+        patch.setattr(fsops, "sync_file", full)
+        patch.setattr(control, "obey", lambda daemon: ends and world.runner.end(ends.pop()))
+        patch.setattr(tasks, "record", died)
+        with pytest.raises(Died):
+            world.serve()
+    for key in ends:
+        world.runner.end(key)
+    world.serve()
+    ended = array.latest(tasks.of_tasks(tasks.read(world.root, 1)))
+    assert 1 == [line["state"] for line in ended.values()].count("FAILED"), ended
 
 
 def test_outputs_of_adopted_jobs_are_synced_too(world, monkeypatch):
@@ -108,7 +206,7 @@ def test_outputs_of_adopted_jobs_are_synced_too(world, monkeypatch):
     assert [(1, 1)] == world.runner.starts
     synced = []
     ends = [(1, 1)]
-    monkeypatch.setattr(fsops, "size_of", lambda fd: 1)
+    monkeypatch.setattr(deliver, "may_hold", lambda fd: True)
     monkeypatch.setattr(fsops, "sync_file", synced.append)
     monkeypatch.setattr(control, "obey", lambda daemon: ends and world.runner.end(ends.pop()))
     world.serve()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 
@@ -230,7 +231,8 @@ def test_what_was_not_asked_for_comes_from_earlier_runs(cluster: Cluster):
     assert "from 3 runs of this command" in shown
     assert "estimated" not in cluster.ok("show", str(said))
     wanted = json.loads(cluster.ok("show", str(guess), "--json"))["job"][0]
-    assert ["mem", "time", "runs"] == [word.partition("=")[0] for word in wanted["job"]["estimate"]]
+    told = [word.partition("=")[0] for word in wanted["job"]["estimate"]]
+    assert ["mem", "time", "runs"] == [word for word in told if word != "cpus"]  # said of runs of a second or more
     mb = int(wanted["job"]["estimate"][0].partition("=")[2])
     assert 120 <= mb <= 300
     cluster.node()
@@ -243,7 +245,7 @@ def test_what_was_not_asked_for_comes_from_earlier_runs(cluster: Cluster):
     assert "COMPLETED" == cluster.result(again)["state"]
     assert "crunch.py" in cluster.ok("suggest")
     assert "next time -m " in cluster.ok("eff", str(ids[0]))
-    assert "next time -t 1: it took 0." in cluster.ok("eff", str(ids[0]))
+    assert re.search(r"next time -t 1: it took \d", cluster.ok("eff", str(ids[0])))
 
 
 def test_dropped_files_and_lines_of_different_commands_are_estimated_too(cluster: Cluster):

@@ -119,12 +119,14 @@ def test_a_parent_that_is_ended_ends_its_children_waiting_and_running_everywhere
         {SPOOLQ} sub -H --wrap 'sleep 100'
         {SPOOLQ} sub -w n2 --detach -H true
         touch {cluster.base}/parent.up; sleep 100"""
-    limit = ["-t", "8s"] if how != "killed" else []
+    limit = ["-t", "1h"] if how != "killed" else []
     parent = cluster.sub("-w", "n1", *limit, script(cluster, "parent.sh", lines))
     for mark in ("parent.up", "child.up"):
         cluster.until(lambda mark=mark: os.path.exists(f"{cluster.base}/{mark}"), mark)
     if how == "killed":
         cluster.ok("kill", str(parent))
+    else:
+        cluster.ok("edit", str(parent), "time=1s")
 
     running, waiting, held, free = range(parent + 1, parent + 5)
     assert "CANCELLED" == cluster.result(running)["state"]
@@ -200,12 +202,26 @@ def test_who_is_inside_a_job(spool, monkeypatch):
     assert nested.outer(spool) is None
     for name, value in inside.items():
         monkeypatch.setenv(name, value)
-    assert (7, 2, "n1", 0) == nested.outer(spool)
+    assert (7, 2, "n1", 0, None) == nested.outer(spool)
     monkeypatch.setenv("SPOOLQ_PRIORITY", "-5")
     assert {"priority": -5, "parent": "7"} == nested.base(spool)
     with pytest.raises(UsageError, match="its own end"):
         nested.refuse_own(spool, {7})
-    for name, value in (("SPOOLQ_JOB_ID", "../7"), ("SPOOLQ_ATTEMPT", ""), ("SPOOLQ_NODE", ""), ("SPOOLQ_SPOOL", "/")):
+    with monkeypatch.context() as patch:
+        patch.setenv("SPOOLQ_JOB_ID", "7_3")
+        assert (7, 3, "7_3") == (nested.outer(spool).id, nested.outer(spool).task, nested.outer(spool).unit)
+        assert "7_3" == nested.base(spool)["parent"]
+        for wanted in (7, "7_3"):
+            with pytest.raises(UsageError, match="7_3 would wait for its own end"):
+                nested.refuse_own(spool, {wanted})
+    for name, value in (
+        ("SPOOLQ_JOB_ID", "../7"),
+        ("SPOOLQ_JOB_ID", "7_"),
+        ("SPOOLQ_JOB_ID", "7_../3"),
+        ("SPOOLQ_ATTEMPT", ""),
+        ("SPOOLQ_NODE", ""),
+        ("SPOOLQ_SPOOL", "/"),
+    ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             assert nested.outer(spool) is None
@@ -228,6 +244,8 @@ def test_a_request_to_lend_is_gone_when_nobody_waits(tmp_path, monkeypatch):
     assert [] == world.requests()
     world.spool.request("n1", "lend", 1, {"attempt": 1, "pid": 2**22 + 5, "start": 1, "boot": "x"}, "t")
     world.spool.request("n1", "lend", 99, {"attempt": 1, "pid": os.getpid()}, "t")
+    me = {"pid": os.getpid(), "start": nested.host.process_identity(os.getpid()), "boot": nested.host.boot_id()}
+    world.spool.request("n1", "lend", 1, {"attempt": 1, **me, "task": [1]}, "u")  # anybody may have written it
     control.obey(node)
     assert [] == world.requests()
     world.close()

@@ -31,7 +31,7 @@ NEVER_MEET_THE_SPOOL = {"completion", "init", "node"}
 
 
 def ended(process):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
@@ -88,7 +88,7 @@ def test_of_many_lines_it_says_how_many(cluster, hung):
     assert ": 0 of 3 jobs were submitted, perhaps up to" in err
 
 
-def said(process, word, patience_s=60):
+def said(process, word, patience_s=120):
     """Read stderr up to a line with a word."""
     text, end = "", time.monotonic() + patience_s
     while word not in text:
@@ -103,7 +103,7 @@ def test_what_waits_on_purpose_waits_on(cluster, hung, words):
     waiting = hang.start(cluster.env, *words, cwd=cluster.base)
     job = 1 if words[-1] == "1" else 2
     cluster.until(lambda: waiting.poll() is not None or cluster.place(job) in ("queue", "held"), "a job waits")
-    time.sleep(0.5)
+    cluster.until(lambda: waiting.poll() is not None or hang.resting(waiting.pid), "it waits")
     with hung.lasting():
         assert "; still waiting\n" in said(waiting, SILENT)
     assert "answers again" in said(waiting, "answers")
@@ -132,8 +132,8 @@ def test_a_node_waits_on_and_serves_again(cluster, hung):
 
 def test_a_wait_that_was_given_a_time_ends_with_its_own_code(cluster, hung):
     cluster.sub("true")
-    waiting = hang.start(cluster.env, "wait", "--timeout", "3s", "1", cwd=cluster.base)
-    time.sleep(1)
+    waiting = hang.start(cluster.env, "wait", "--timeout", "8s", "1", cwd=cluster.base)
+    cluster.until(lambda: waiting.poll() is not None or hang.resting(waiting.pid), "it waits")
     with hung.lasting():
         code, _, err = ended(waiting)
     assert 124 == code, err
@@ -146,6 +146,7 @@ def test_control_c_is_heard_while_the_spool_hangs(cluster, hung, words):
     job = 1 if words[-1] == "1" else 2
     waiting = hang.start(cluster.env | {"SPOOLQ_PATIENCE": "100"}, *words, cwd=cluster.base)
     cluster.until(lambda: cluster.place(job) == "held", "a job waits")
+    cluster.until(lambda: waiting.poll() is not None or hang.resting(waiting.pid), "it waits for it")
     with hung.lasting():
         cluster.until(lambda: hang.stuck(waiting.pid), "it is stuck")
         waiting.send_signal(signal.SIGINT)
@@ -164,7 +165,10 @@ def test_a_slow_spool_is_no_hang(cluster, hung):
     fifo = f"{cluster.base}/slow"
     os.mkfifo(fifo)
     process = subprocess.Popen(
-        [sys.executable, "-c", slow], env=cluster.env | {"SLOW": fifo}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", slow],
+        env=cluster.env | {"SLOW": fifo, "SPOOLQ_PATIENCE": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     answers = 0
     while process.poll() is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -49,7 +50,7 @@ def two_nodes(cluster: Cluster, cpus: int) -> None:
     """n1 and n2, which know each other: they look around at most once a second."""
     cluster.node("n1", cpus)
     cluster.node("n2", cpus)
-    time.sleep(LOOK_S * 1.2)
+    time.sleep(LOOK_S * 3)
 
 
 def go(cluster: Cluster) -> None:
@@ -85,7 +86,7 @@ def test_spread_takes_the_emptiest_node(cluster: Cluster):
 
 def test_a_whole_node_job_gets_its_turn_among_an_endless_stream(cluster: Cluster):
     two_nodes(cluster, 2)
-    stream = "".join(f"sleep 0.{20 + number % 17}\n" for number in range(150))
+    stream = "".join(f"sleep 0.{20 + number % 17}\n" for number in range(600))
     cluster.ok("sub", "--each-line", "-", stdin=stream)
     big = cluster.sub("-c", "2", "-p", "1", "true")
 
@@ -106,9 +107,10 @@ def test_backfill_takes_what_ends_before_and_leaves_what_would_delay(cluster: Cl
     cluster.result(short)
     cluster.until(lambda: any(f".{big}." in name and "R=n1" in name for name in names(cluster, "queue")), "reserved")
     cluster.until(lambda: os.path.exists(cluster.home(long, "why/n1")), "the node says why")
-    assert "A place is kept for it on n1: it starts there in 59:" in cluster.ok("why", str(big))
+    assert "A place is kept for it on n1: it starts there in " in cluster.ok("why", str(big))
     why = cluster.ok("why", str(long))
-    assert f"n1 keeps 2 cpus, 1000M mem for job {big}, which starts in 59:" in why, why
+    assert f"n1 keeps 2 cpus, 1000M mem for job {big}, which starts in " in why, why
+    assert re.search(r"starts in (1:00:00|5\d:\d\d)", why), why
     assert {"n1": [first]} == running(cluster)
 
     go(cluster)

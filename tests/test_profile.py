@@ -168,7 +168,7 @@ def test_rules_and_profile_from_submission_to_the_end(cluster: Cluster):
     """The command, many lines, and dropped files; a profile that hangs keeps neither `sub` nor the node."""
     configure(cluster, "profile.py", PROFILE)
     configure(cluster, "config.toml", RULES)
-    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, profile_s=3)
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, profile_s=8)
     cluster.node(cpus=4)
     done = cluster.spoolq("sub", "--parsable", "echo", "heavy")
     assert (0, "1") == (done.returncode, done.stdout.strip())
@@ -176,7 +176,7 @@ def test_rules_and_profile_from_submission_to_the_end(cluster: Cluster):
     assert "name spoken, whatever was said" in cluster.ok("show", "1")
     assert (2048, "COMPLETED") == (cluster.result(1)["mem_mb"], cluster.result(1)["state"])
     for word, said in (
-        ("hang", "took longer than 3 s"), ("forbidden", "nobody may"), ("broken", "profile.py:10: AttributeError")
+        ("hang", "took longer than 8 s"), ("forbidden", "nobody may"), ("broken", "profile.py:10: AttributeError")
     ):  # fmt: skip
         done = cluster.spoolq("sub", word)
         assert (2, "") == (done.returncode, done.stdout)

@@ -45,7 +45,7 @@ def _nodes(root):
 
 def test_the_first_command_of_a_new_user(start):
     process = start("run", "sh", "-c", "echo out; echo err >&2; exit 3")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
 
     assert (process.returncode, out) == (3, "out\n")
     assert err.splitlines() == [
@@ -59,7 +59,7 @@ def test_a_second_command_finds_the_node_of_the_first(start):
     assert start("run", "true").wait(60) == 0
     second = start("run", "true")
 
-    assert second.communicate(timeout=60)[1] == ""
+    assert second.communicate(timeout=120)[1] == ""
 
 
 def test_ctrl_c_ends_the_job(start, tmp_path):
@@ -68,12 +68,12 @@ def test_ctrl_c_ends_the_job(start, tmp_path):
     process.send_signal(signal.SIGINT)
 
     assert process.wait(60) == 130
-    assert awaiting.until_ended(Spool(f"{tmp_path}/.spoolq"), [1], timeout_s=30)[1].state == "CANCELLED"
+    assert awaiting.until_ended(Spool(f"{tmp_path}/.spoolq"), [1], timeout_s=120)[1].state == "CANCELLED"
 
 
 def test_a_program_that_does_not_exist_is_127_and_says_so(start):
     process = start("run", "no-such-program")
-    err = process.communicate(timeout=60)[1]
+    err = process.communicate(timeout=120)[1]
 
     assert process.returncode == 127
     assert "cannot execute no-such-program" in err

@@ -88,7 +88,7 @@ def test_others_are_not_kept_back(world, monkeypatch):
     world.runner.end((1, 1))
     world.runner.end((2, 1))
     with monkeypatch.context() as patch:
-        patch.setattr(fsops, "copy", lambda *_, **__: fsops.size_of(-1))
+        patch.setattr(fsops, "copy", lambda *_, **__: fsops.facts_of(-1))
         world.turn(node)
     assert ("running", "done") == (world.at(1).top, world.at(2).top)
     world.turn(node)
@@ -246,7 +246,7 @@ def test_node_dies_at_every_call_of_shipping(tmp_path, monkeypatch):
     assert points > 150
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE])
+@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.ESTALE, marks=pytest.mark.more)])
 def test_shipping_goes_on_when_any_call_fails_once(tmp_path, monkeypatch, code):
     monkeypatch.setattr(daemon, "RETRY_S", (0.0, 0.0))
     monkeypatch.setattr(recover, "FULL_S", 0)
@@ -306,7 +306,7 @@ def test_out_follows_a_job_that_keeps_its_output_to_itself(cluster):
     assert "running" == cluster.place(job)
     with open(f"{cluster.base}/go", "w", encoding="ascii"):
         pass
-    assert b"last\n" == following.communicate(timeout=60)[0]
+    assert b"last\n" == following.communicate(timeout=120)[0]
     assert "first\nlast\n" == cluster.text(job)
 
 
@@ -336,5 +336,5 @@ def test_run_shows_it_while_it_runs(cluster):
     assert b"first\n" == running.stdout.readline()
     with open(f"{cluster.base}/go", "w", encoding="ascii"):
         pass
-    running.communicate(timeout=60)
+    running.communicate(timeout=120)
     assert 0 == running.returncode

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import spoolq
-from tests.nfs.check import Expected, Truth, Verdict, check
+from spoolq.entry import parse_name
+from tests.nfs.check import Expected, Truth, Unit, Verdict, check
 from tests.nfs.lab import HERE, Lab, seen_inside
 
 PYTHON = seen_inside(sys.executable)
@@ -28,7 +29,7 @@ class Site:
     A new spool.
 
     Args:
-        limits: of spool.toml.
+        limits: of spool.toml; a value that is a dict is a table of its own, as `policy`.
         serve: the nodes that get a daemon.
         user: whether spool and daemons belong to the user lab instead of root.
     """
@@ -44,12 +45,16 @@ class Site:
         self.lock = threading.Lock()
         owner = LAB if user else "0"
         make = ("install", "-d", "-o", owner, "-g", owner)
-        made = [lab.run("server", *make, os.path.dirname(self.root))]
+        self.marks = f"{os.path.dirname(self.root)}/marks"
+        made = [lab.run("server", *make, os.path.dirname(self.root), self.marks)]
         made += [lab.run(node, *make, "-m", "700", self.here, f"{self.here}/state") for node in NODES]
         assert not any(done["code"] for done in made), made
         self.ok("n1", "init", self.root)
-        text = "[limits]\n" + "".join(f"{key} = {value}\n" for key, value in ({"settle_s": 1} | limits).items())
-        policy = f"cd {self.root} && sed -i '/^.limits.$/,$d' spool.toml && cat >> spool.toml"
+        own = {key: value for key, value in limits.items() if isinstance(value, dict)}
+        own["limits"] = {"settle_s": 1} | {key: value for key, value in limits.items() if key not in own}
+        lines = [[f"[{table}]", *(f"{key} = {value}" for key, value in own[table].items())] for table in own]
+        text = "".join(f"{line}\n" for table in lines for line in table)
+        policy = f"cd {self.root} && sed -i '/^.policy.$/,$d' spool.toml && cat >> spool.toml"
         done = lab.run("server", "sh", "-c", policy, stdin=text)
         assert done["code"] == 0, done
         self.serve(*serve)
@@ -73,11 +78,11 @@ class Site:
         assert done["code"] == 0, (words, done)
         return done["out"]
 
-    def serve(self, *nodes: str) -> None:
+    def serve(self, *nodes: str, cpus: int = 4) -> None:
         """Start daemons, and wait until each says that it serves."""
         before = {node: self._ups(node) for node in nodes}
         for node in nodes:
-            command = f"{' '.join(self.as_user)} {PYTHON} -m spoolq node --cpus 4 --mem 8G"
+            command = f"{' '.join(self.as_user)} {PYTHON} -m spoolq node --cpus {cpus} --mem 8G"
             # what systemd does: another one, however it ended
             loop = f"while :; do {command} & echo $! > pid; wait $!; echo daemon exited $?; sleep 2; done"
             self.lab.run(node, "sh", "-c", f"cd {self.here} && {{ {loop}; }} >> log 2>&1", background=True, **self.env)
@@ -109,6 +114,24 @@ class Site:
     def job(self, seconds: float, *, ticks: bool = False) -> str:
         """The command line of a job that writes truth, see lab/job.sh."""
         return f"sh {seen_inside(HERE)}/job.sh {self.here}/ran {seconds:g} {'ticks' if ticks else ''}".strip()
+
+    def marked(self, seconds: float, code: str = "") -> str:
+        """
+        The same, which also tells by the server's clock when it ran, see `spans`.
+
+        Args:
+            code: its exit code instead of its own, also a calculation of the shell's.
+        """
+        told = f"LAB_CODE=$(({code})) " if code else ""
+        return f"LAB_MARKS={self.marks} {told}{self.job(seconds)}"
+
+    def sub(self, node: str, line: str, *options: str) -> int:
+        """Submit one job, or one array: the id. An array's tasks are acknowledged by who knows their numbers."""
+        job = int(self.ok(node, "sub", "--parsable", "-D", "/", *options, "sh", "-c", line))
+        if "-a" not in options:
+            with self.lock:
+                self.expected.acknowledged[job] += 1
+        return job
 
     def submit(self, node: str, count: int, line: str, *options: str, rule: str = "certain") -> list[int]:
         """Submit so many jobs; the ids that were printed are acknowledged, whatever came after."""
@@ -159,6 +182,22 @@ class Site:
                 lines += self.lab.run(node, "sh", "-c", f"cat {self.here}/ran 2>/dev/null")["out"].splitlines()
         return Truth.read(lines)
 
+    def spans(self) -> dict[tuple[Unit, int], tuple[float, float]]:
+        """
+        When each attempt of marked jobs ran, by the server's clock alone, whatever the clocks of the nodes say.
+
+        The first mark is made after the job began, the second before it ends (infinity: not yet, or never): what
+        overlaps by these times did overlap.
+        """
+        done = self.lab.run("server", "find", self.marks, "-type", "f", "-printf", "%f %C@\n")
+        assert done["code"] == 0, done
+        said: dict[tuple[Unit, int], dict[str, float]] = {}
+        for line in done["out"].splitlines():
+            name, time_ = line.split()
+            job, attempt, kind = name.split(".")
+            said.setdefault((int(job) if job.isdigit() else job, int(attempt)), {})[kind] = float(time_)
+        return {key: (times["start"], times.get("end", float("inf"))) for key, times in said.items()}
+
     def tree(self) -> str:
         """Entries that are not in done/, as the server has them."""
         words = f"cd {self.root} && find queue held running reaping drop nodes/*/admit ! -type d ! -name '*.id'"
@@ -167,7 +206,7 @@ class Site:
     def strike(self) -> None:
         """Note what runs now: a fault follows."""
         names = [path.rpartition("/")[2] for path in self.tree().splitlines() if path.startswith("running/")]
-        self.expected.struck |= {int(name.split(".")[1]) for name in names}
+        self.expected.struck |= {entry.unit for entry in map(parse_name, names) if entry}
 
     def until_running(self, count: int, node: str) -> None:
         """Wait until so many jobs ran or run on a node."""
@@ -217,7 +256,8 @@ class Site:
 
     @staticmethod
     def _has_result(spool: dict[str, Any], name: str) -> bool:
-        return bool((spool["homes"].get(name.split(".")[1]) or {}).get("result"))
+        entry = parse_name(name)
+        return not entry or bool((spool["homes"].get(str(entry.unit)) or {}).get("result"))
 
 
 class Load:

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
-from tests.nfs.check import Expected, Truth, check
+from tests.nfs import __main__ as rig
+from tests.nfs import capabilities
+from tests.nfs.check import Expected, Truth, Verdict, check
+from tests.nfs.scenarios import Scenario
 
 
 class World:
@@ -114,3 +117,103 @@ def test_a_job_that_nobody_submitted_is_unexpected_unless_a_submission_was_cut(w
     assert world.look().unexpected
     world.expected.cut = 1
     assert world.look().good
+
+
+# --- what is said of a lab that does not work
+
+
+class FakeLab:
+    """Starts nothing; each scenario ends as `fates` says."""
+
+    def __init__(self, vers, lease_s=90):
+        self.vers = vers
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("fates", "code", "said"),
+    [
+        (["good"] * 4, 0, ""),
+        (["good", "unfit"], rig.SKIPPED, "NOT tested to the end, version 4.2: n2 does not boot"),
+        (["bad", "good", "unfit"], 1, "lost: job 7"),
+        (["good", "bad", "good", "good"], 1, "lost: job 7"),
+        (["none"], rig.SKIPPED, "NOT tested, version 4.2: no network namespace"),
+    ],
+)
+def test_a_lab_that_does_not_work_is_no_fault_and_a_lost_job_is_one(monkeypatch, capsys, fates, code, said):
+    left = iter(fates)
+
+    def run(lab, name, jobs=None):
+        fate = next(left)
+        if fate == "unfit":
+            raise rig.Unfit("n2 does not boot")
+        return rig.Row(name, lab.vers, 1, 0, 0, 1.0, Verdict(lost=["job 7"] if fate == "bad" else []), "")
+
+    def lab(vers, lease_s):
+        if fates == ["none"]:
+            raise rig.Unfit("no network namespace")
+        return FakeLab(vers)
+
+    monkeypatch.setattr(rig, "missing", lambda: "")
+    monkeypatch.setattr(rig, "Lab", lab)
+    monkeypatch.setattr(rig, "run", run)
+    monkeypatch.setattr(rig.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["nfs", "--short"])
+    assert code == rig.main()
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [[], ["job 7"]])
+def test_what_was_lost_counts_also_if_the_lab_cannot_be_set_right(monkeypatch, lost):
+    class Site:
+        def __init__(self, *_, **__):
+            self.expected = Expected()
+
+        def verdict(self):
+            return Verdict(lost=lost)
+
+    def undo(_):
+        raise OSError("n2 is gone")
+
+    monkeypatch.setattr(rig, "Site", Site)
+    monkeypatch.setattr(rig, "undo", undo)
+    monkeypatch.setitem(rig.SCENARIOS, "race", Scenario(lambda *_: 0, 1, {}, (), user=False))
+    if lost:
+        assert not rig.run(FakeLab("3"), "race").good
+    else:
+        with pytest.raises(rig.Unfit, match="n2 is gone"):
+            rig.run(FakeLab("3"), "race")
+
+
+# --- tasks of arrays, and who ran beside whom
+
+
+def test_tasks_of_an_array_are_checked_like_jobs(world):
+    world.expected.acknowledged.clear()
+    world.expected.acknowledged.update(["7_8", "7_9"])
+    world.expected.codes = {"7_9": 0}
+    world.lines = ["7_8.1 start 10.0", "7_8.1 end 12.0", "7_9.1 start 10.0", "7_9.1 end 12.0"]
+    world.entries = [["done/0", "500.7.2.1~exit3,c1,a8~sh"], ["done/0", "500.7.2.1~exit0,c1,a9~sh"]]
+    homes = {}
+    for number, code in ((8, 3), (9, 0)):
+        result = {"id": 7, "task": number, "attempt": 1, "exit_code": code, "state": "", "reason": None}
+        homes[f"7_{number}"] = {"result": json.dumps(result), "stdout": f"early 7_{number}.1\nlate 7_{number}.1\n"}
+    spool = {"entries": world.entries, "homes": homes, "history": [], "silly": []}
+
+    def look():
+        return check(world.expected, Truth.read(world.lines), spool)
+
+    assert look().good, look()
+    world.lines += ["7_9.2 start 13.0", "7_9.2 end 14.0"]
+    assert look().duplicated
+    spool["entries"] = world.entries[:1]
+    assert ["7_9: no entry (ran: [1, 2])"] == look().lost
+
+
+def test_what_ran_at_once_is_counted():
+    spans = {(1, 1): (0.0, 2.0), (2, 1): (1.0, 3.0), ("7_1", 1): (2.0, 9.0), (4, 1): (8.0, float("inf"))}
+    assert 2 == capabilities.most(spans)
+    assert 3 == capabilities.most(spans, {1: 1, 2: 1, "7_1": 2})
+    assert 0 == capabilities.most({})

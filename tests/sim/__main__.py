@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tests.sim import world
 from tests.sim.check import Report, Violation, check
+from tests.sim.entries import job_of
 from tests.sim.faults import AT_TIME, ON_REQUEST, Fault
 
 
@@ -65,13 +66,16 @@ def shrink(seed: int, rule: str, only: frozenset[str] = frozenset()) -> list[Fau
     return faults
 
 
-def about(trace: list[Any], job_id: int) -> Iterator[str]:
-    """The history of one job, and all faults."""
+def about(trace: list[Any], unit: int | str) -> Iterator[str]:
+    """The history of one job or array, and all faults."""
+    job_id = job_of(unit)
     told = 0  # of a daemon that breaks at each start
     for event in trace:
         kind = event[1]
-        mine = kind in ("ack", "start", "end") and event[3] == job_id
-        mine = mine or (kind in ("asks", "told") and event[4] == job_id) or (kind == "final" and event[2] == job_id)
+        mine = kind in ("ack", "start", "end", "depends") and job_of(event[3]) == job_id
+        mine = mine or (kind in ("asks", "told") and job_of(event[4]) == job_id)
+        mine = mine or (kind in ("final", "chunk") and job_of(event[2]) == job_id)
+        mine = mine or (kind == "lines" and f"/{job_id}/" in event[2])
         if kind == "op" and job_id:
             paths = [f"{path}/" for path in event[4:6]]
             mine = any(f"/{job_id}/" in path or f".{job_id}." in path for path in paths)

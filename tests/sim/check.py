@@ -5,7 +5,8 @@ Invariants, numbered as in the reliability notes:
 I1 one entry per job, I2 legal moves by those entitled, I3 fresh names and gen + 1, I4 acknowledged is
 durable, I5 nothing lost, I6 completed once, I7 one runner at a time, I8 rerun rule, I9 started only with
 a lease that was good when the claim was sent, I10 cpus within the capacity, I11 what is visible is whole,
-I12 results are true, I15 no growth, I16 children wait for their parents; V1 to V6 in the calm at the end.
+I12 results are true, I15 no growth, I16 children wait for their parents, I17 results of tasks are there and true,
+I18 no more tasks of an array and I19 no more jobs of a user at once than may be; V1 to V6 in the calm at the end.
 Not seen here: I13 (whose processes) and I14 (a daemon of root) are rules about system users, which a
 simulation has none of: `tests/test_run_real.py`, `tests/test_hostile*.py`. I10 for memory that jobs really
 use: `tests/test_supervise.py`. I12 for output bytes and rusage: `tests/test_end_to_end.py`.
@@ -14,7 +15,9 @@ use: `tests/test_supervise.py`. I12 for output bytes and rusage: `tests/test_end
 import re
 from typing import Any, NamedTuple
 
-from tests.sim.entries import Violation, entries, token_of, whole
+from tests.sim import arrays
+from tests.sim.children import Ends, children
+from tests.sim.entries import Violation, entries, job_of, numbers_of, runs_of, token_of, whole
 from tests.sim.liveness import liveness
 
 Event = tuple[Any, ...]
@@ -29,10 +32,15 @@ class Report(NamedTuple):
 
 def check(trace: list[Event]) -> Report:
     """All violations, in the order in which they were found, and the numbers."""
+    trace = arrays.expand(trace)
     found: list[Violation] = []
     found += entries(trace)
+    found += children(trace)
     found += executions(trace)
     found += ends(trace)
+    found += arrays.again(trace)
+    found += arrays.results(trace)
+    found += arrays.limits(trace)
     found += liveness(trace)
     found += [Violation("X", e[0], 0, f"{e[2]}: the daemon broke: {e[3]}\n{e[4]}") for e in trace if e[1] == "broken"]
     found.sort(key=lambda violation: violation.t)
@@ -58,7 +66,7 @@ class _Job:
 def executions(trace: list[Event]) -> list[Violation]:
     """What really ran, by the words of the runners."""
     found: list[Violation] = []
-    jobs: dict[int, _Job] = {}
+    jobs: dict[int | str, _Job] = {}
     beats: dict[str, list[float]] = {}
     disasters: dict[str, float] = {}
     stopped: dict[str, float] = {}  # runners that could not fence: suspended, or killed with all their family
@@ -79,12 +87,15 @@ def executions(trace: list[Event]) -> list[Violation]:
             if event[5].endswith("/heartbeat"):
                 beats.setdefault(event[2], []).append(event[0])
             elif token := token_of(event[5]):
-                job = jobs.setdefault(token.id, _Job())
-                job.cpus, job.rule, job.retries = token.cpus, token.rule, token.retries
-                if event[5].startswith("running/") and event[4].startswith("queue/"):
-                    job.claimed[token.attempt] = event
+                for key in runs_of(token.id):
+                    job = jobs.setdefault(key, _Job())
+                    job.cpus, job.rule, job.retries = token.cpus, token.rule, token.retries
+                    if event[5].startswith("running/") and event[4].startswith("queue/"):
+                        job.claimed[token.attempt] = event
         elif kind == "asks" and event[3] == "requeue":
-            jobs.setdefault(event[4], _Job()).excuses += 1
+            meant = [key for key in jobs if event[4] in (key, job_of(key))]
+            for key in meant or [event[4]]:
+                jobs.setdefault(key, _Job()).excuses += 1
         if kind == "fault" and event[3] in ("suspend_machine", "kill_family", "runner_dies_at_start"):
             stopped[event[2]] = event[0]
         if (kind == "power" and event[3] == "off") or (
@@ -107,12 +118,13 @@ def executions(trace: list[Event]) -> list[Violation]:
     return found
 
 
-def _forgive(undone: list[Event], jobs: dict[int, _Job]) -> None:
+def _forgive(undone: list[Event], jobs: dict[int | str, _Job]) -> None:
     """A local disk lost the claim together with its power: that attempt starts again, in the place of the first."""
     for op in undone:
         token = token_of(op[5]) if op[3] == "rename" and op[4].startswith("queue/") else None
-        if token and token.id in jobs and jobs[token.id].starts.get(token.attempt):
-            jobs[token.id].starts[token.attempt] -= 1
+        for key in runs_of(token.id) if token else ():
+            if key in jobs and jobs[key].starts.get(token.attempt):
+                jobs[key].starts[token.attempt] -= 1
 
 
 def _start(event: Event, job: _Job, disasters: dict[str, float], stopped: dict[str, float]) -> list[Violation]:
@@ -147,6 +159,10 @@ def _lease(event: Event, job: _Job, beats: list[float], fence_s: float) -> list[
         return [Violation("I9", t, job_id, f"attempt {attempt} was claimed by {claim[2]} and started on {node}")]
     sent = claim[8]
     good = [beat for beat in beats if beat <= sent]
+    if isinstance(job_id, str):  # of an array: later beats are good too, as long as the chunk was never without one
+        for beat in beats:
+            if good and good[-1] < beat <= t and (beat - good[-1]) * facts["rate"] <= 2 * fence_s:
+                good.append(beat)
     age_s = (t - good[-1]) * facts["rate"] if good else float("inf")
     if age_s > fence_s:
         text = f"started on {node} {age_s:.1f} s after the last beat before its claim; the fence is {fence_s:g} s"
@@ -166,10 +182,11 @@ def ends(trace: list[Event]) -> list[Violation]:
     kills = {e[4] for e in trace if e[1] == "asks" and e[3] == "kill"}
     requeues = {e[4] for e in trace if e[1] == "asks" and e[3] == "requeue"}  # one refused has set it aside
     finals = {e[2]: e for e in trace if e[1] == "final"}
+    parts = dict.fromkeys(e[2] for e in trace if e[1] == "chunk")
     found += [
         Violation("I5", event[0], event[3], "acknowledged and not among what ended")
         for event in trace
-        if event[1] == "ack" and event[3] not in finals
+        if event[1] == "ack" and event[3] not in finals | parts
     ]
     torn = any(event[1] == "rollback" for event in trace)  # a local disk lost power: words of a command may be torn
     last: dict[int, str] = {}
@@ -183,8 +200,12 @@ def ends(trace: list[Event]) -> list[Violation]:
     ]
     off = {event[2]: event[3] == "off" for event in trace if event[1] == "power"}
     gone = any(off.values())  # who is gone may have been about to write a result; history has it
-    ends_of = _ends(trace)
-    orphans = {e[3] for e in trace if e[1] == "depends" and _never(e[4], ends_of.get(int(e[5]), set()))}
+    ended = Ends()
+    for event in trace:
+        ended.see(event)
+    told = {e[3] for e in trace if e[1] == "ack"}
+    unheard = arrays.ended_unheard(trace) - told  # children that nobody was told of
+    orphans = unheard | {e[3] for e in trace if e[1] == "depends" and ended.never(e[4], str(e[5]))}
     for event in finals.values():
         t, _, job_id, attempt, ending, record, raw = event
         found += [Violation(rule, t, job_id, why) for rule, why in _result(attempt, ending, record, raw, torn=torn)]
@@ -192,8 +213,8 @@ def ends(trace: list[Event]) -> list[Violation]:
             found.append(Violation("I5", t, job_id, f"ended with {ending} and has no result.json"))
         launched = not str((record or {}).get("reason")).startswith("launch")
         if launched or (job_id, attempt) in truth:
-            told = kills | orphans | _hopeless(job_id, record, ends_of)
-            found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, told)]
+            may = kills | orphans | _hopeless(job_id, record, ended)
+            found += [Violation("I12", t, job_id, why) for why in _truth(job_id, attempt, ending, truth, may)]
     return found + growth(trace)
 
 
@@ -213,23 +234,10 @@ def _result(
     return found
 
 
-def _ends(trace: list[Event]) -> dict[int, set[str]]:
-    """How each job has ended, as often as it did."""
-    found: dict[int, set[str]] = {}
-    for event in trace:
-        if event[1] == "op" and event[3] == "rename" and event[5].startswith("done/") and (token := token_of(event[5])):
-            found.setdefault(token.id, set()).add(token.ending)
-    return found
-
-
-def _never(kind: str, ends: set[str]) -> bool:
-    return ("exit0" in ends and kind == "afternotok") or (bool(ends - {"exit0"}) and kind == "afterok")
-
-
-def _hopeless(job_id: int, record: dict[str, Any] | None, ends_of: dict[int, set[str]]) -> set[int]:
+def _hopeless(job_id: int, record: dict[str, Any] | None, ended: Ends) -> set[int]:
     """The job, if its result says that its parent ended as it must not, and it did; of an unacknowledged child too."""
-    said = re.search(r"DependencyNeverSatisfied: .* and (\w+):(\d+) wants", str((record or {}).get("reason")))
-    return {job_id} if said and _never(said[1], ends_of.get(int(said[2]), set())) else set()
+    said = re.search(r"DependencyNeverSatisfied: .* and (\w+):(\d+(?:_\d+)?) wants", str((record or {}).get("reason")))
+    return {job_id} if said and ended.never(said[1], said[2]) else set()
 
 
 def _truth(job_id: int, attempt: int, ending: str, truth: dict[tuple[int, int], Any], kills: set[int]) -> list[str]:
@@ -265,18 +273,18 @@ def growth(trace: list[Event]) -> list[Violation]:
             bad.append(path)
         if re.search(r"/(control|admit)/[^/]+$", path) and not re.search(r"/\.t\.[^/]+$", path):
             bad.append(path)
-        if clean and re.search(r"/\.t\.[^/]+$|/\.entry$", path):
+        if clean and re.search(r"/\.t\.[^/]+$|/\.entry(/|$)", path):
             bad.append(path)
     return [Violation("I15", left[0], 0, f"left behind: {bad[:5]}")] if bad else []
 
 
 def numbers(trace: list[Event], found: list[Violation]) -> dict[str, int]:
-    """Jepsen's total-queue, for jobs: what was put in, and what became of it."""
-    acknowledged = {event[3] for event in trace if event[1] == "ack"}
-    finals = {event[2] for event in trace if event[1] == "final"}
+    """Jepsen's total-queue, for jobs: what was put in, and what became of it; and the tasks among what ended."""
+    acknowledged = {job_of(event[3]) for event in trace if event[1] == "ack"}
+    finals = {job_of(event[2]) for event in trace if event[1] in ("final", "chunk")}
     drained = any(event[1] == "drained" for event in trace)
     committed = {
-        token.id
+        job_of(token.id)
         for event in trace
         if event[1] == "op"
         and event[3] == "rename"
@@ -286,7 +294,8 @@ def numbers(trace: list[Event], found: list[Violation]) -> dict[str, int]:
     return {
         "acknowledged": len(acknowledged),
         "lost": len(acknowledged - finals) if drained else 0,
-        "duplicated": len({v.id for v in found if v.rule in ("I1", "I6", "I7")}),
+        "duplicated": len({job_of(v.id) for v in found if v.rule in ("I1", "I6", "I7")}),
         "unexpected": len(finals - committed),
         "recovered": len((finals & committed) - acknowledged),
+        "tasks": sum(len(numbers_of(event[2])) for event in trace if event[1] == "chunk"),
     }

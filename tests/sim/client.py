@@ -223,7 +223,7 @@ class Client(Mount):
     def fsync(self, fd: int) -> None:
         file = self.files[fd]
         self.flush(file)
-        self.rpc("read", lambda: self.server.commit(file.node), file.path)
+        self.rpc("read", lambda: self.server.commit(file.node, file.path), file.path)
 
     def close(self, fd: int) -> None:
         file = self.files.pop(fd, None)

@@ -20,7 +20,7 @@ class Violation(NamedTuple):
 
     rule: str
     t: float
-    id: int
+    id: int | str
     text: str
 
     def __str__(self) -> str:
@@ -28,10 +28,10 @@ class Violation(NamedTuple):
 
 
 class Token(NamedTuple):
-    """An entry's name."""
+    """An entry's name; the `id` of an array's chunk is `42_1-3`, or `42_7` of one task."""
 
     rank: int
-    id: int
+    id: int | str
     gen: int
     attempt: int
     facts: tuple[str, ...]
@@ -46,6 +46,21 @@ class Token(NamedTuple):
     def cpus(self) -> float:
         """In thousandths."""
         return next((float(f[1:]) * 1000 for f in self.facts if re.fullmatch(r"c[\d.]+", f)), 0.0)
+
+    @property
+    def turn(self) -> tuple[int, int, int]:
+        """Whose turn it is before whom."""
+        return self.rank, job_of(self.id), numbers_of(self.id)[0]
+
+    @property
+    def most(self) -> int:
+        """How many tasks of its array may run at once; 0: any number."""
+        return next((int(f[1:]) for f in self.facts if re.fullmatch(r"x\d+", f)), 0)
+
+    @property
+    def owner(self) -> str:
+        """Whose it is, or empty."""
+        return next((f[1:] for f in self.facts if f.startswith("@")), "")
 
     @property
     def limited(self) -> bool:
@@ -75,8 +90,27 @@ def token_of(path: str) -> Token | None:
     match = NAME.fullmatch(parts[-1]) if len(parts) == 3 and parts[0] in TOPS else None
     if not match:
         return None
-    rank, job_id, gen, attempt, facts, label = match.groups()
-    return Token(int(rank), int(job_id), int(gen), int(attempt), tuple(facts.split(",")), label)
+    rank, job_id, gen, attempt, text, label = match.groups()
+    facts = tuple(text.split(","))
+    chunk = next((f[1:] for f in facts if re.fullmatch(r"a\d+(-\d+)?", f)), "")
+    unit = f"{job_id}_{chunk}" if chunk else int(job_id)
+    return Token(int(rank), unit, int(gen), int(attempt), facts, label)
+
+
+def job_of(unit: int | str) -> int:
+    """42 of `42_1-3` and of 42."""
+    return int(str(unit).partition("_")[0])
+
+
+def numbers_of(unit: int | str) -> range:
+    """The tasks of `42_1-3` or `42_7`; of a job 0 alone. Those of the simulated users are without gaps."""
+    first, _, last = str(unit).partition("_")[2].partition("-")
+    return range(int(first or 0), int(last or first or 0) + 1)
+
+
+def runs_of(unit: int | str) -> list[int | str]:
+    """What the runner calls what runs of an entry: a job by its id, tasks as `42_7`."""
+    return [unit] if isinstance(unit, int) else [f"{job_of(unit)}_{number}" for number in numbers_of(unit)]
 
 
 class Tree:
@@ -87,10 +121,10 @@ class Tree:
         self.clear()
 
     def clear(self) -> None:
-        self.at: dict[int, set[str]] = {}
+        self.at: dict[int | str, set[str]] = {}
         self.inos: dict[int, str] = {}
         self.used: set[str] = set()
-        self.ended: dict[tuple[int, int], str] = {}
+        self.ended: dict[tuple[int | str, int], str] = {}
 
     def apply(self, op: Event) -> None:
         """One change."""
@@ -160,7 +194,6 @@ def entries(trace: list[Event]) -> list[Violation]:
     """What the entries did."""
     found: list[Violation] = []
     tree, acknowledged, silence = Tree(), set(), Silence()
-    depends = {event[3]: (event[4], int(event[5])) for event in trace if event[1] == "depends"}
     for event in trace:
         if event[1] in ("policy", "op"):
             silence.see(event)
@@ -170,13 +203,12 @@ def entries(trace: list[Event]) -> list[Violation]:
                 found.append(Violation("I4", event[0], event[3], "acknowledged, and not there"))
         elif event[1] == "rollback":
             tree.rollback(event[2])
-            lost = [job_id for job_id in sorted(acknowledged) if not tree.at.get(job_id)]
+            lost = [job_id for job_id in sorted(acknowledged, key=str) if not tree.at.get(job_id)]
             found += [
                 Violation("I4", event[0], job_id, "acknowledged, lost with the server's power") for job_id in lost
             ]
         elif event[1] == "op":
             found += _move(tree, silence, event)
-            found += _child(tree, event, depends)
             tree.apply(event)
             for path in event[4:6]:
                 token = token_of(path) if path else None
@@ -185,7 +217,7 @@ def entries(trace: list[Event]) -> list[Violation]:
     return found
 
 
-def _one(tree: Tree, event: Event, job_id: int, acknowledged: set[int]) -> list[Violation]:
+def _one(tree: Tree, event: Event, job_id: int | str, acknowledged: set[int | str]) -> list[Violation]:
     here = tree.at.get(job_id, set())
     if len(here) > 1:
         return [Violation("I1", event[0], job_id, f"two entries: {sorted(here)}")]
@@ -215,18 +247,6 @@ def _move(tree: Tree, silence: Silence, event: Event) -> list[Violation]:
     if last == "heartbeat" and not re.fullmatch(r"\d+ \S+\n", text):
         found.append(Violation("I11", t, 0, f"{path2} was published torn: {text[:80]!r}"))
     return found
-
-
-def _child(tree: Tree, event: Event, depends: dict[int, tuple[str, int]]) -> list[Violation]:
-    """A job that waits for another one gets into the queue only after that one has ended as it must."""
-    t, _, client, what, path, path2, *_ = event
-    token = token_of(path) if what == "rename" and path.startswith("held/") and path2.startswith("queue/") else None
-    if token is None or token.id not in depends or "HR" in token.facts:
-        return []
-    kind, parent = depends[token.id]
-    ends = {name.ending for (job_id, _), end in tree.ended.items() if job_id == parent and (name := token_of(end))}
-    fits = {"afterok": "exit0" in ends, "afternotok": bool(ends - {"exit0"})}.get(kind, bool(ends) or kind == "after")
-    return [] if fits else [Violation("I16", t, token.id, f"{client} let it go, {kind}:{parent} ended as {ends}")]
 
 
 def _not_entitled(silence: Silence, event: Event, token: Token) -> list[str]:

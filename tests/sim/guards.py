@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from spoolq import claim, claims, control, deliver, dependents, fsops, peers, recover, rerun, spool
+from spoolq import array, claim, claims, control, deliver, dependents, fsops, peers, recover, rerun, spool, throttle
 from spoolq.channel import Gone
 from spoolq.daemon import Daemon
 from spoolq.fsops import Answer
 from spoolq.lease import Life
+from spoolq.queue import Queue
 from tests.sim import __main__ as command
 from tests.sim import runner
 from tests.sim.runner import Runner
@@ -214,6 +215,18 @@ def _commit_first() -> list[Patch]:
     return [(spool.Spool, "submit", submit)]
 
 
+def _all_is_due() -> list[Patch]:
+    return [(array, "due", lambda entry, spec, known, retries=0: array.tasks_of(spec, entry.chunk))]
+
+
+def _no_throttle() -> list[Patch]:
+    return [(throttle, "crowded", lambda *_: False), (throttle.Throttle, "lets", lambda *_: True)]
+
+
+def _one_look_at_users() -> list[Patch]:
+    return [(Queue, "too_many", lambda *_: False)]
+
+
 GUARDS = (
     Guard("a rename does not raise gen", "", _same_gen, "I3", 5),
     Guard("UNKNOWN counts as WON", "", _unknown_is_won, "I1 I4 I7 I9 I12 X", 300),
@@ -232,6 +245,9 @@ GUARDS = (
     Guard("the runner forgets before the end is delivered", "", _forgets_first, "I8 I12", 100),
     Guard("retries are not released", "", _no_release, "V1 V4", 100),
     Guard("nobody looks at children again", "", _no_second_look, "V4", 100),
+    Guard("who claims a chunk runs also what has a result", "", _all_is_due, "I7 I8", 100),
+    Guard("nobody counts the tasks of an array", "", _no_throttle, "I18", 100),
+    Guard("what a user runs is not looked at after a claim", "", _one_look_at_users, "I19", 300),
     Guard("a new daemon does not hear what was asked", "", _requests_stay_unheard, "I12", 300),
     Guard("a result that could not be written is given up", "", _no_second_try, "I5 V4", 300),
 )

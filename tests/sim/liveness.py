@@ -4,7 +4,7 @@ V1 to V6: what must happen in the calm at the end of a run, when nothing goes wr
 
 from typing import Any
 
-from tests.sim.entries import Token, Violation, token_of
+from tests.sim.entries import Token, Violation, job_of, numbers_of, token_of
 
 Event = tuple[Any, ...]
 # claimed: 60, and a request whose answer was lost before is repeated after 60
@@ -20,18 +20,48 @@ class Calm:
         self.dead_s = 0.0
         self.off: dict[str, tuple[float, float]] = {}  # machines without power: since when, their capacity
         self.buried: dict[str, float] = {}
-        self.queue: dict[int, tuple[Token, float]] = {}
-        self.running: dict[int, tuple[Token, str, float]] = {}
-        self.reaping: dict[int, tuple[Token, float]] = {}
-        self.started: set[tuple[int, int]] = set()
-        self.ended: dict[tuple[int, int], float] = {}
-        self.kept_since: dict[tuple[int, str], float] = {}
-        self.fits_since: dict[tuple[int, str], float] = {}
-        self.overtaken: dict[int, int] = {}
-        self.told: set[tuple[str, int]] = set()
+        self.most = 0  # jobs of one user at a time
+        self.queue: dict[int | str, tuple[Token, float]] = {}
+        self.running: dict[int | str, tuple[Token, str, float]] = {}
+        self.reaping: dict[int | str, tuple[Token, float]] = {}
+        self.started: set[tuple[int | str, int]] = set()
+        self.ended: dict[tuple[int | str, int], float] = {}
+        self.tasks: dict[int | str, float] = {}  # of parts of arrays: when a task began or ended there
+        self.busy: dict[str, tuple[int, int]] = {}  # tasks that run
+        self.kept_since: dict[tuple[int | str, str], float] = {}
+        self.fits_since: dict[tuple[int | str, str], float] = {}
+        self.overtaken: dict[int | str, int] = {}
+        self.told: set[tuple[str, int | str]] = set()
         self.found: list[Violation] = []
 
-    def say(self, rule: str, t: float, job_id: int, text: str) -> None:
+    def ran(self, t: float, key: int | str, attempt: int, *, begins: bool) -> None:
+        """A job or a task began or ended."""
+        if isinstance(key, int):
+            if begins:
+                self.started.add((key, attempt))
+            else:
+                self.ended[key, attempt] = t
+            return
+        job_id, number = job_of(key), numbers_of(key)[0]
+        part = next((unit for unit in self.running if job_of(unit) == job_id and number in numbers_of(unit)), key)
+        self.tasks[part] = t
+        if begins:
+            self.busy[key] = job_id, number
+        else:
+            self.busy.pop(key, None)
+
+    def may(self, token: Token) -> bool:
+        """Whether neither its array nor its user runs as much as may be."""
+        there = [other for other, *_ in [*self.running.values(), *self.reaping.values()]]
+        alike = sum(job_of(other.id) == job_of(token.id) for other in there)
+        theirs = sum(other.owner == token.owner for other in there)
+        return not (token.most and alike >= token.most) and not (self.most and theirs >= self.most)
+
+    def idle(self, unit: int | str) -> bool:
+        """Whether no task of an array's part runs."""
+        return not any(job_id == job_of(unit) and n in numbers_of(unit) for job_id, n in self.busy.values())
+
+    def say(self, rule: str, t: float, job_id: int | str, text: str) -> None:
         """Once for each job."""
         if (rule, job_id) not in self.told:
             self.told.add((rule, job_id))
@@ -78,12 +108,12 @@ class Calm:
     def keeps(self, node: str, token: Token) -> list[Token]:
         """The jobs before this one for which a node keeps a place; among users that take turns also later ones."""
         waiting = [other for other, _ in self.queue.values() if other.kept == node and other.id != token.id]
-        return [other for other in waiting if other.rank <= token.rank]
+        return [other for other in waiting if other.rank <= token.rank and self.may(other)]
 
     def delay(self, t: float, token: Token, node: str) -> None:
         """A claim: does it take, for nobody knows how long, what is kept for another?"""
         for kept in self.keeps(node, token):
-            if kept.id > token.id:
+            if kept.turn[1:] > token.turn[1:]:
                 continue
             known = max(self.kept_since[kept.id, node], self.began) + WAIT_S / 3
             later = [
@@ -98,7 +128,7 @@ class Calm:
         """A claim: who waited longer and would have fitted?"""
         free = self.free(node)
         for other, since in self.queue.values():
-            before = (other.rank, other.id) < (token.rank, token.id) and not self.keeps(node, other)
+            before = other.turn < token.turn and self.may(other) and not self.keeps(node, other)
             if before and other.cpus <= free and t - since > WAIT_S / 3:
                 self.overtaken[other.id] = self.overtaken.get(other.id, 0) + 1
                 if self.overtaken[other.id] > OVERTAKEN:
@@ -111,7 +141,7 @@ class Calm:
             (i, node)
             for i, (token, _) in self.queue.items()
             for node in free
-            if token.cpus <= free[node] and not self.keeps(node, token)
+            if token.cpus <= free[node] and self.may(token) and not self.keeps(node, token)
         }
         self.fits_since = {key: self.fits_since.get(key, t) for key in fits}
         if t < self.began:
@@ -125,6 +155,10 @@ class Calm:
                 known = min(known, self.off[node][0] + self.dead_s) if token.rule == "Y" else known
                 if t - max(known, self.began) > DECIDED_S:
                     self.say("V3", t, job_id, f"{node} is dead, and nobody decides about it")
+            elif isinstance(job_id, str):
+                last = max(since, self.began, self.tasks.get(job_id, 0.0))
+                if t - last > CLAIMED_S and self.idle(job_id):
+                    self.say("V2", t, job_id, f"claimed by {node}, and for {t - last:.0f} s none of its tasks runs")
             elif (job_id, token.attempt) not in self.started and t - max(since, self.began) > CLAIMED_S:
                 self.say("V2", t, job_id, f"claimed by {node} and neither started nor given back")
         for job_id, (_, since) in self.reaping.items():
@@ -150,7 +184,7 @@ def liveness(trace: list[Event]) -> list[Violation]:
     for event in trace:
         t, kind = event[:2]
         if kind == "policy":
-            state.dead_s = event[2]["dead_s"]
+            state.dead_s, state.most = event[2]["dead_s"], event[2].get("most", 0)
         elif kind == "power":
             state.power(t, event[2], event[3])
         elif kind == "buried":
@@ -159,10 +193,8 @@ def liveness(trace: list[Event]) -> list[Violation]:
             state.capacity[event[2]] = event[3]["cpus"]
         elif kind == "op" and event[3] == "rename":
             state.move(t, event[4], event[5])
-        elif kind == "start":
-            state.started.add((event[3], event[4]))
-        elif kind == "end":
-            state.ended[event[3], event[4]] = t
+        elif kind in ("start", "end"):
+            state.ran(t, event[3], event[4], begins=kind == "start")
         elif kind == "stuck":
             state.look(t)
             if not state.found:

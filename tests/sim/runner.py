@@ -15,7 +15,7 @@ from spoolq.channel import Gone
 from tests.sim.kernel import Actor
 from tests.sim.seam import READABLE
 
-Key = tuple[int, int]
+Key = tuple[int | str, int]  # of a task `42_7`
 
 
 class Connection:

@@ -6,6 +6,7 @@ or look at a clock. Each gets a stand-in for the module it uses, for the time of
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import spoolq
-from spoolq import daemon, fsops, host, mount, presence, recover, request, rerun, steer
+from spoolq import array, daemon, fsops, host, mount, presence, recover, request, rerun, steer, tally
 from tests.sim.client import FIRST_FD
 from tests.sim.disk import Disk
 from tests.sim.kernel import Kernel
@@ -230,13 +231,22 @@ class _Kind:
     kind, remote = "nfs", True
 
 
+def _sizes(count: int, _workers: int = 0) -> list[int]:
+    """`array.sizes`, whose first chunk of several tasks is of an array with more than 300: 7 in parts of 4, 2 and 1."""
+    found = []
+    while count:
+        found.append(-(-count // 2))
+        count -= found[-1]
+    return found
+
+
 def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     clock, system, chance, poll = SimTime(seam), SimOs(seam), Chance(seam), SimPoll(seam)
     for info in pkgutil.iter_modules(spoolq.__path__):  # no room sees the real clock
         module = importlib.import_module(f"spoolq.{info.name}")
         if vars(module).get("time") is time:
             yield module, "time", clock
-    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer", "intake"):
+    for name in ("fsops", "claims", "recover", "presence", "roster", "daemon", "spool", "steer", "intake", "chunk"):
         module = importlib.import_module(f"spoolq.{name}")
         if hasattr(module, "os"):
             yield module, "os", system
@@ -253,10 +263,14 @@ def _replacements(seam: Seam) -> Iterator[tuple[Any, str, Any]]:
     yield daemon, "Family", Family(seam)
     yield daemon, "Scratch", Scratch
     yield steer, "writer", lambda: f"cli-{seam.machine.name}"
+    yield array, "sizes", _sizes
     yield request, "warn", lambda message: None
     yield mount, "here_alone", lambda directory, root: False  # it looks at the real file system
-    # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
-    yield vars(rerun.Known)["recorded"], "lock", contextlib.nullcontext()
+    for owner in (rerun.Known, tally.Tally):
+        for found in vars(owner).values():
+            # before Python 3.12 it has one lock for all objects, and each of our daemons would wait for another's
+            if isinstance(found, functools.cached_property):
+                yield found, "lock", contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ class Server:
 
     Args:
         clock: the time, s.
-        log: takes every applied change: (t, "op", client, name of the operation, path, path2, ino, text, sent).
+        log: takes every applied change: (t, "op", client, name of the operation, path, path2, ino, text, sent);
+            of results of tasks (t, "lines", path, all that is in the file, whether that survives a power loss).
     """
 
     def __init__(self, clock: Callable[[], float], log: Callable[[tuple[Any, ...]], None], *, durable: bool) -> None:
@@ -194,6 +195,8 @@ class Server:
         node.data = held[:offset] + data + held[offset + len(data) :]
         node.change += 1
         node.mtime = self.clock()
+        if "/tasks/" in path:
+            self.log((self.clock(), "lines", path, node.data.decode("latin-1"), self.durable))
         if not self.durable:
             self.dirty.setdefault(node.ino, (self.clock(), node))
 
@@ -204,8 +207,10 @@ class Server:
         if not self.durable:
             self.dirty.setdefault(node.ino, (self.clock(), node))
 
-    def commit(self, node: Inode) -> None:
+    def commit(self, node: Inode, path: str = "") -> None:
         """fsync: this file's content, and all names so far (one journal)."""
+        if "/tasks/" in path and not self.durable:
+            self.log((self.clock(), "lines", path, node.data.decode("latin-1"), True))
         node.synced = node.data
         self.dirty.pop(node.ino, None)
         self.undo.clear()

@@ -1,9 +1,10 @@
 """
-Hundreds of clusters a run of the suite, thousands with -m slow; and what the simulator is worth: it is the same
+A hundred clusters a run of the suite, thousands with -m slow; and what the simulator is worth: it is the same
 each time, its checker sees each kind of violation, and it misses no guard that is taken out.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,8 @@ QUICK = (
     "not released",
     "all rules",
     "children again",
+    "has a result",
+    "counts the tasks",
 )
 
 
@@ -41,7 +44,9 @@ def run_block(first: int, count: int) -> None:
     assert [] == bad, f"python -m tests.sim --seeds 1 --shrink --from {bad[0].split()[1].rstrip(':')}"
 
 
-@pytest.mark.parametrize("first", range(0, 240, BLOCK))
+@pytest.mark.parametrize(
+    "first", [*range(0, 120, BLOCK), *(pytest.param(first, marks=pytest.mark.more) for first in range(120, 240, BLOCK))]
+)
 def test_every_invariant_holds_whatever_goes_wrong(first):
     run_block(first, BLOCK)
 
@@ -169,7 +174,8 @@ def rules(trace: list[tuple]) -> set[str]:
 def test_a_life_without_trouble_breaks_nothing():
     report = check(life() + rest())
     assert [] == report.violations
-    assert report.numbers == {"acknowledged": 1, "lost": 0, "duplicated": 0, "unexpected": 0, "recovered": 0}
+    numbers = {"acknowledged": 1, "lost": 0, "duplicated": 0, "unexpected": 0, "recovered": 0, "tasks": 0}
+    assert report.numbers == numbers
 
 
 CLAIM = op(2.0, "n1", f"{QUEUE}/{name(0)}", f"{RUNNING}/{name(1)}")
@@ -233,6 +239,114 @@ BROKEN = {
 def test_the_checker_sees(case):
     rule, trace = BROKEN[case]
     assert rule in rules(trace)
+
+
+# --- arrays, in the same way: job 2 has the tasks 1 to 3 in two parts
+
+
+def part(gen: int, chunk: str, attempt: int = 1, ending: str = "", more: str = "") -> str:
+    """An entry of it."""
+    facts = ",".join(fact for fact in (ending, "c1", more, chunk) if fact)
+    return f"500.2.{gen}.{attempt}~{facts}~r0"
+
+
+def lines(t: float, chunk: str, *results: tuple[int, str]) -> tuple:
+    """A file of results."""
+    found = [
+        {"task": number, "attempt": 1, "state": state, "started": "1", "exit_code": 0} for number, state in results
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in found)
+    return (t, "lines", f"/spool/jobs/0/2/tasks/{chunk}.1.n1.jsonl", text, True)
+
+
+def of_task(t: float, what: str, number: int, attempt: int = 1, code: int = 0) -> tuple:
+    """A task starts or ends."""
+    return (t, what, "n1", f"2_{number}", attempt, {"rate": 1.0} if what == "start" else {"reason": "", "code": code})
+
+
+def array(more: str = "") -> list[tuple]:
+    """It was acknowledged, and both parts are claimed."""
+    queue = f"{QUEUE}a"
+    made = [
+        op(1.2, "u1", f"jobs/0/2/.entry/{part(0, c, more=more)}", "", what="symlink", ino=i)
+        for i, c in ((31, "a1-2"), (32, "a3"))
+    ]
+    return [
+        *begin()[:-2],
+        *made,
+        op(1.3, "u1", "jobs/0/2/.entry", queue, ino=30),
+        (1.4, "ack", "u1", 2, "certain"),
+        op(2.0, "n1", f"{queue}/{part(0, 'a1-2', more=more)}", f"{RUNNING}/{part(1, 'a1-2', more=more)}", ino=31),
+        op(2.0, "n1", f"{queue}/{part(0, 'a3', more=more)}", f"{RUNNING}/{part(1, 'a3', more=more)}", ino=32),
+    ]
+
+
+RAN = [of_task(2.1, "start", 1), of_task(2.2, "end", 1), of_task(2.3, "start", 2), of_task(2.4, "end", 2)]
+RAN += [of_task(2.5, "start", 3), of_task(2.6, "end", 3)]
+WELL = {number: json.loads(lines(0, "a1-3", (number, "COMPLETED"))[3]) for number in (1, 2, 3)}
+OVER = [
+    op(3.0, "n1", f"{RUNNING}/{part(1, 'a1-2')}", f"{DONE}/{part(2, 'a1-2', ending='exit0')}", ino=31),
+    op(3.0, "n1", f"{RUNNING}/{part(1, 'a3')}", f"{DONE}/{part(2, 'a3', ending='exit0')}", ino=32),
+]
+
+
+def at_rest(known: dict | None = None, ending: str = "exit0") -> list[tuple]:
+    """All came to rest; `known` is what the results of the first part say."""
+    known = {1: WELL[1], 2: WELL[2]} if known is None else known
+    first, second = (31.0, "chunk", "2_1-2", 1, ending, known), (31.0, "chunk", "2_3", 1, "exit0", {3: WELL[3]})
+    return [(20.0, "calm"), (30.0, "drained"), first, second, (32.0, "left", [])]
+
+
+FAILED = {**WELL[2], "state": "FAILED", "exit_code": 1}
+AGAIN = [
+    op(4.0, "n1", f"{RUNNING}/{part(1, 'a1-2')}", f"{QUEUE}/{part(2, 'a1-2')}", ino=31),
+    op(5.0, "n1", f"{QUEUE}/{part(2, 'a1-2')}", f"{RUNNING}/{part(3, 'a1-2')}", ino=31),
+]
+OF_ARRAYS = {
+    "I7 a task twice": ("I7", [*array(), *RAN, *AGAIN, of_task(6.0, "start", 1)]),
+    "I7 two at once": ("I7", [*array(), of_task(2.1, "start", 1), of_task(2.2, "start", 1, 2)]),
+    "I8 with a result": (
+        "I8",
+        [*array(), *RAN[:2], lines(2.3, "a1-2", (1, "COMPLETED")), *AGAIN, of_task(6.0, "start", 1, 2)],
+    ),
+    "I9 after a gap": ("I9", [*array(), of_task(2.1, "start", 1), of_task(50.0, "end", 1), of_task(51.0, "start", 2)]),
+    "I4 a part is gone": ("I4", [*array(), op(4.0, "n1", f"{RUNNING}/{part(1, 'a3')}", "trash/x", ino=32)]),
+    "I5 a part is not there": ("I5", [*array(), *RAN, *OVER, *[e for e in at_rest() if e[2:3] != ("2_3",)]]),
+    "I6 twice": ("I6", [*array(), *RAN, *OVER, op(5.0, "n1", "jobs/0/2/x", f"{DONE}/{part(7, 'a3', ending='exit1')}")]),
+    "I17 no result": ("I17", [*array(), *RAN, *OVER, *at_rest({1: WELL[1]})]),
+    "I17 another end": ("I17", [*array(), *RAN, *OVER, *at_rest({1: WELL[1], 2: FAILED}, "exit1")]),
+    "I17 a part that says more": ("I17", [*array(), *RAN, *OVER, *at_rest(ending="exit1")]),
+    "I17 never ran": ("I17", [*array(), *RAN[:2], *RAN[4:], *OVER, *at_rest()]),
+    "I17 cancelled by nobody": ("I17", [*array(), *RAN, *OVER, *at_rest(ending="cancelled")]),
+    "I17 of an earlier attempt": ("I17", [*array(), *RAN, of_task(2.7, "start", 2, 2), *OVER, *at_rest()]),
+    "I17 still to run": ("I17", [*array(), *RAN, *OVER, *at_rest({1: WELL[1], 2: {**WELL[2], "state": "PENDING"}})]),
+    "I18 too many": ("I18", [*array("x1"), of_task(2.1, "start", 1), of_task(2.2, "start", 3)]),
+    "I19 too many": (
+        "I19",
+        [(0.0, "policy", {"fence_s": 12.0, "dead_s": 64.0, "most": 1}), *array("@u1")[1:], RAN[0], RAN[4]],
+    ),
+    "V2 no task runs": ("V2", [*array(), (20.0, "calm"), (200.0, "stuck", [])]),
+}
+
+
+def test_a_life_of_an_array_without_trouble_breaks_nothing():
+    assert set() == rules([*array("x2,@u1"), *RAN])
+    report = check([*array(), *RAN, lines(2.7, "a1-2", (1, "COMPLETED"), (2, "COMPLETED")), *OVER, *at_rest()])
+    assert [] == report.violations
+    assert (report.numbers["acknowledged"], report.numbers["lost"], report.numbers["tasks"]) == (1, 0, 3)
+
+
+@pytest.mark.parametrize("case", OF_ARRAYS)
+def test_the_checker_sees_of_arrays(case):
+    rule, trace = OF_ARRAYS[case]
+    assert rule in rules(trace)
+
+
+def test_a_commit_of_an_array_that_the_power_undid_is_undone_whole():
+    trace = array()
+    undone = [*trace[:-2], (2.5, "rollback", 1)]
+    assert {"I4"} == rules(undone)
+    assert set() == rules([event for event in undone if event[1] != "ack"])
 
 
 def test_what_a_power_loss_cuts_off_may_leave_its_private_files():

@@ -7,7 +7,7 @@ like any process, and write into the trace what they were told.
 
 from typing import Any, NamedTuple
 
-from spoolq import amend, begin, config, mark, steer, submit
+from spoolq import amend, array, begin, config, mark, part, steer, submit
 from spoolq.errors import SpoolqError
 from spoolq.job import Job
 from spoolq.request import Asked
@@ -15,6 +15,7 @@ from spoolq.spool import Spool
 from tests.sim.kernel import Died, rng
 
 ENV = {"PATH": "/bin"}
+ARRAYS = ("1-3", "0-6", "1-7%1", "1-7%2", "2-6%3", "1-5%1", "7")
 VERBS = ("kill", "hold", "release", "requeue", "edit")
 
 
@@ -36,7 +37,9 @@ class Found:
         self.policy = config.parse_policy(self.spool.text.encode(), "spool.toml")
 
 
-def make(seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, steering: int) -> list[Action]:
+def make(
+    seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, steering: int, owned: bool = False
+) -> list[Action]:
     """The actions of a seed."""
     chance = rng(seed, "users")
     found = []
@@ -57,6 +60,15 @@ def make(seed: int, users: list[str], cpus: int, *, jobs: int, busy_s: float, st
         }
         facts["begin"] = rng(seed, "begin", at).choice([0] * 8 + [2.0, 20.0])  # s after the submission
         found.append(Action(at, chance.choice(users), "submit", facts=facts))
+    arrays = rng(seed, "arrays")
+    for number, action in enumerate(found):
+        if action.verb == "submit":
+            facts = dict(action.facts)
+            if arrays.random() < 0.15:
+                facts |= {"array": arrays.choice(ARRAYS), "max_fails": arrays.choice([0, 0, 0, 2])}
+            if owned:
+                facts["user"] = action.user
+            found[number] = action._replace(facts=facts)
     related = rng(seed, "family")
     for number, action in enumerate(found):
         if action.verb == "submit" and related.random() < 0.3:
@@ -76,12 +88,14 @@ def act(world: Any, action: Action) -> None:
     try:
         if action.verb == "submit":
             facts = dict(action.facts)
-            parent = world.ids[int(action.pick * len(world.ids))] if world.ids else 0
+            parent = part_of(world, world.ids[int(action.pick * len(world.ids))], action) if world.ids else 0
             facts["depend"] = (f"{facts['depend']}:{parent}",) if parent and facts.get("depend") else ()
             facts["begin"] = due(facts["begin"], kernel.me.context.machine.wall())
             job = Job(command=("true",), name=f"r{facts['retries']}", declared=frozenset(["cpus"]), **facts)
             placed = submit.submit(Found(), Asked(job, None, ENV), warn=False)  # type: ignore[arg-type]
             log((kernel.now, "ack", name, placed.entry.id, facts["rerun"]))
+            if job.array:
+                world.arrays[placed.entry.id] = job.array
             world.ids.append(placed.entry.id)
             if facts["depend"]:
                 log((kernel.now, "depends", name, placed.entry.id, *facts["depend"][0].split(":")))
@@ -89,10 +103,7 @@ def act(world: Any, action: Action) -> None:
             drop(world, name, action.facts["name"])
         elif world.ids:
             job_id = world.ids[int(action.pick * len(world.ids))]
-            log((kernel.now, "asks", name, action.verb, job_id))
-            spool = Spool("/spool")
-            outcome = steer.do(spool, spool.find(job_id), step(action))
-            log((kernel.now, "told", name, action.verb, job_id, outcome.done, outcome.text))
+            steer_one(world, action, job_id)
     except Died:
         raise
     except (OSError, SpoolqError) as error:
@@ -100,6 +111,37 @@ def act(world: Any, action: Action) -> None:
     finally:
         if not kernel.me.dead:
             kernel.me.context.gone()
+
+
+def part_of(world: Any, job_id: int, action: Action) -> int | str:
+    """The job; of an array sometimes one of its tasks, as `42_7`."""
+    spec, chance = world.arrays.get(job_id), rng(world.seed, "part", action.at)
+    if spec is None or chance.random() < 0.5:
+        return job_id
+    return f"{job_id}_{chance.choice(array.parse(spec).between(0, 99))}"
+
+
+def steer_one(world: Any, action: Action, job_id: int) -> None:
+    """Kill, hold, ... a job, an array, some task of one, or what failed of one."""
+    kernel, name, verb, spool = world.kernel, action.user, action.verb, Spool("/spool")
+    target = part_of(world, job_id, action) if verb in ("kill", "requeue") else job_id
+    world.log((kernel.now, "asks", name, verb, target))
+    if job_id not in world.arrays:
+        meant = [spool.find(job_id)]
+    else:
+        meant = [at for at in [*spool.live(), *spool.done(job_id // 1000)] if at.entry.id == job_id]
+    for at in meant:
+        if isinstance(target, str):
+            number = int(target.partition("_")[2])
+            if not array.holds(at.entry.chunk, number):
+                continue
+            doing = part.kill([number]) if verb == "kill" else part.requeue([number])
+        elif at.entry.chunk and verb == "requeue" and action.pick * 1e6 % 2 < 1:
+            doing = steer.requeue_step(failed=True)
+        else:
+            doing = step(action)
+        outcome = steer.do(spool, at, doing)
+        world.log((kernel.now, "told", name, verb, target, outcome.done, outcome.text))
 
 
 def due(after_s: float, wall: float) -> str:

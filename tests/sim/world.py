@@ -5,13 +5,14 @@ Returns the trace, a list of tuples (time, kind, ...), of which `check` is a pur
 """
 
 import logging
+import re
 import time
 from typing import Any, NamedTuple
 
-from spoolq import deliver, fsops, parents, steer
+from spoolq import array, deliver, fsops, parents, steer, tasks
 from spoolq.depend import Answer, judge
 from spoolq.errors import SpoolqError
-from spoolq.spool import Spool, initialise
+from spoolq.spool import Placed, Spool, initialise
 from tests.sim import faults, seam, users
 from tests.sim.client import Client
 from tests.sim.faults import Fault, Plan
@@ -36,6 +37,7 @@ class Shape(NamedTuple):
     drowsy: tuple[float, float]
     page: int
     local: bool
+    most: int  # jobs of one user at a time, or 0
 
     @property
     def times(self) -> tuple[float, float]:
@@ -50,6 +52,7 @@ class Shape(NamedTuple):
         return (
             'format = 1\nuuid = "11111111-2222-3333-4444-555555555555"\nname = "sim"\n[limits]\n'
             f"settle_s = 0\nretry_s = 2\nmin_free_mb = 10\ngrace_s = 1\nbeat_s = {self.beat_s}\nfence_s = {fence_s}\ndead_s = {dead_s:.1f}\n"
+            + (f"[policy]\nmax_running = {self.most}\n" if self.most else "")
         )
 
 
@@ -67,6 +70,7 @@ def shape_of(seed: int) -> Shape:
         drowsy=chance.choice([(0.8, 1.2), (2.0, 6.0)]),
         page=chance.choice([2, 1000]),
         local=local,
+        most=rng(seed, "most").choice([0] * 7 + [1, 2, 3]),
     )
 
 
@@ -89,6 +93,7 @@ class World:
         self.people = people
         self.admin = Machine(self, "admin", 0, self.machines["n1"].client if shape.local else None)
         self.ids: list[int] = []
+        self.arrays: dict[int, str] = {}
         self.os: Any = None
 
     def log(self, event: Event) -> None:
@@ -131,7 +136,13 @@ class World:
         shape, kernel = self.shape, self.kernel
         over_s = shape.busy_s
         for action in users.make(
-            self.seed, self.people, shape.cpus, jobs=shape.jobs, busy_s=shape.busy_s, steering=shape.steering
+            self.seed,
+            self.people,
+            shape.cpus,
+            jobs=shape.jobs,
+            busy_s=shape.busy_s,
+            steering=shape.steering,
+            owned=bool(shape.most),
         ):
             kernel.at(action.at, lambda action=action: self._act(action))  # type: ignore[misc]
         for fault in self.plan.faults:
@@ -236,7 +247,7 @@ class World:
             return sorted(found)  # who is gone may have been about to write a result; history has it
         for group in done.entries.values() if done else ():
             for name in group.entries:
-                if "~cancelled" not in name and "~nodefail" not in name:
+                if "~cancelled" not in name and "~nodefail" not in name and not re.search(r",a\d+", name):
                     _, job_id, _, attempt = name.partition("~")[0].split(".")
                     home = f"jobs/{int(job_id) // 1000}/{job_id}"
                     there = self.server.walk(f"{home}/result.json") or self.server.walk(f"{home}/result.{attempt}.json")
@@ -293,6 +304,9 @@ class World:
         for group in spool.done_groups():
             for placed in spool.done(group):
                 job_id = placed.entry.id
+                if placed.entry.chunk:
+                    self._final_tasks(spool, placed)
+                    continue
                 try:
                     record = deliver.read_ending(spool, job_id)
                 except (OSError, SpoolqError) as error:
@@ -302,6 +316,16 @@ class World:
                 self.log((self.kernel.now, "final", job_id, placed.entry.attempt, placed.entry.ending, record, raw))
         self.log((self.kernel.now, "left", self._walk()))
         self.log((self.kernel.now, "end of run", self.kernel.now * len(self.machines) / 3600))
+
+    def _final_tasks(self, spool: Spool, placed: Placed) -> None:
+        """Of a chunk of an array: what each task came to."""
+        entry, lines = placed.entry, []
+        try:
+            lines = tasks.of_tasks(tasks.read(spool.root, entry.id, entry.chunk))
+        except (OSError, SpoolqError) as error:
+            self.log((self.kernel.now, "refused", "admin", "read", str(error)))
+        known = {number: dict(line) for number, line in array.latest(lines).items()}
+        self.log((self.kernel.now, "chunk", entry.unit, entry.attempt, entry.ending, known))
 
     def _walk(self) -> list[str]:
         found, ahead = [], [("", self.server.root)]

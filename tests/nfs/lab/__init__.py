@@ -28,7 +28,13 @@ KERNEL = f"{CACHE}/kernel"
 PROGRAMS = "qemu-system-x86_64 busybox modprobe mkfs.ext4 ip exportfs rpc.nfsd mount.nfs rpcbind"
 NET, CONTROL = "10.77.0", "10.78.0"  # NFS; our commands
 BOOT_S = 300  # beside much other load; a machine that hangs at boot is rare
+FREE_MB = 2000  # disks of the machines, of which little is written
+SLOW_S = 30  # a start of Python that takes longer (2 s are usual): patience would end before what is waited for
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Unfit(Exception):
+    """The machines themselves do not work here: it says nothing about spoolq."""
 
 
 def missing() -> str:
@@ -41,6 +47,11 @@ def missing() -> str:
         return f"is made for x86_64, this is {os.uname().machine}"
     if not os.path.exists("/dev/net/tun"):
         return "needs /dev/net/tun"
+    for path in (HERE, KERNEL, os.path.realpath(sys.executable)):
+        if path.startswith(("/dev/", "/run/", "/proc/", "/sys/")):
+            return f"needs {path} elsewhere: a machine has a directory of its own there"
+    if (free_mb := shutil.disk_usage("/var/tmp").free >> 20) < FREE_MB:
+        return f"needs {FREE_MB} MB in /var/tmp, where {free_mb} are free"
     if absent or not os.path.exists(f"{KERNEL}/release"):
         what = f"programs {' '.join(absent)}" if absent else f"a kernel in {CACHE}"
         return f"needs {what}: on Debian or Ubuntu, as root: sh {os.path.relpath(HERE)}/setup.sh"
@@ -82,6 +93,7 @@ class Lab:
             self._network()
             with ThreadPoolExecutor(len(self.names)) as pool:
                 list(pool.map(self.boot, self.names))
+            self._measure()
         except BaseException:
             self.close()
             raise
@@ -115,7 +127,18 @@ class Lab:
                         return
                 time.sleep(0.2)
             self.kill(name)
-        raise AssertionError(f"{name} does not boot; see {self.base}/{name}.console")
+        with open(f"{self.base}/{name}.console", errors="replace") as file:
+            raise Unfit(f"{name} does not boot: {file.read()[-1000:]}")
+
+    def died(self) -> list[str]:
+        """Machines that are gone though nobody switched them off."""
+        return [name for name, machine in self.machines.items() if machine.poll() is not None]
+
+    def _measure(self) -> None:
+        began = time.monotonic()
+        self.run("n1", seen_inside(sys.executable), "-I", "-S", "-c", "pass", timeout=600)
+        if (took := time.monotonic() - began) > SLOW_S:
+            raise Unfit(f"too slow: Python takes {took:.0f} s to start in a machine")
 
     def reboot(self, name: str) -> None:
         """What ran is told to end, then killed, as a machine does that shuts down in good order; then power on."""

@@ -24,11 +24,18 @@ for home in glob.glob("jobs/*/*"):
     result = text(f"{home}/result.json")
     late = sorted(os.path.basename(path) for path in glob.glob(f"{home}/*.late.json"))
     homes[os.path.basename(home)] = {"result": result, "stdout": text(f"{home}/stdout"), "late": late}
+    for line in [line for path in glob.glob(f"{home}/tasks/*.jsonl") for line in (text(path) or "").splitlines()]:
+        task = json.loads(line)
+        known = homes.setdefault(f"{os.path.basename(home)}_{task['task']}", {"attempt": 0, "late": []})
+        if task["attempt"] >= known["attempt"]:
+            stdout = text(f"{home}/out/{task['task'] // 1000}/{task['task']}.stdout")
+            known |= {"attempt": task["attempt"], "result": line, "stdout": stdout}
 for path in sorted(glob.glob("history/*.jsonl")):
     for line in (text(path) or "").splitlines():
         try:
             record = json.loads(line)
-            history.append((record.get("id"), record.get("gen")))
+            unit = f"{record['id']}_{record['task']}" if "task" in record else record.get("id")
+            history.append((unit, record.get("gen")))
         except ValueError:
             history.append((None, None))
 drops = {name: text(f"drop/{name}") for name in os.listdir("drop")}

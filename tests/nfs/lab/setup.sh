@@ -12,19 +12,24 @@ command -v apt-get > /dev/null && command -v dpkg > /dev/null \
 kernel with modules for nfs, nfsd, virtio and 9p as $cache/kernel/{boot/vmlinuz-RELEASE,lib/modules/RELEASE}, with
 RELEASE written into $cache/kernel/release"
 export DEBIAN_FRONTEND=noninteractive
+apt() { apt-get -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"; }
+made= work=
+trap 'if [ -n "$made" ]; then rm -f /usr/sbin/policy-rc.d; fi; if [ -n "$work" ]; then rm -rf "$work"; fi' EXIT
 need=
 for package in $packages; do
     dpkg -s "$package" 2>/dev/null | grep -q '^Status: install ok installed' || need="$need $package"
 done
-if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then apt-get update -qq; fi
+if [ -n "$need" ] || [ ! -e "$cache/kernel/release" ]; then
+    free=$(df --output=avail -m / | tail -n 1)
+    [ "$free" -gt 1500 ] || fail "needs 1500 MB on /, where $free are free"
+    apt update -qq
+fi
 if [ -n "$need" ]; then
-    made=
     if [ ! -e /usr/sbin/policy-rc.d ]; then # keeps package scripts from starting daemons here
         printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; made=1
     fi
-    trap 'if [ -n "$made" ]; then rm -f /usr/sbin/policy-rc.d; fi' EXIT
     # shellcheck disable=SC2086
-    apt-get install -y -qq --no-install-recommends $need > /dev/null
+    apt install -y -qq --no-install-recommends $need > /dev/null
 fi
 if [ ! -e "$cache/kernel/release" ]; then
     mkdir -p "$cache"; work=$(mktemp -d "$cache/work.XXXXXX"); chmod 755 "$work"
@@ -38,7 +43,7 @@ if [ ! -e "$cache/kernel/release" ]; then
         wanted="$image linux-modules-$release linux-modules-extra-$release"
     fi
     # shellcheck disable=SC2086
-    (cd "$work" && apt-get -o APT::Sandbox::User=root download -qq $wanted)
+    (cd "$work" && apt -o APT::Sandbox::User=root download -qq $wanted)
     for file in "$work"/linux-*.deb; do dpkg -x "$file" "$work/kernel"; done
     release=$(ls "$work/kernel/lib/modules")
     for part in sound drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/usb net/wireless; do
@@ -46,6 +51,6 @@ if [ ! -e "$cache/kernel/release" ]; then
     done
     depmod -b "$work/kernel" "$release"
     echo "$release" > "$work/kernel/release"
-    mv "$work/kernel" "$cache/kernel"; rm -rf "$work"
+    mv "$work/kernel" "$cache/kernel"; rm -rf "$work"; work=
 fi
 echo "ready: kernel $(cat "$cache/kernel/release") in $cache; now: python -m tests.nfs --short"
