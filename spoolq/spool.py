@@ -103,13 +103,7 @@ class Spool:
         return text
 
     def check_same(self) -> str:
-        """
-        What spool.toml says now, if this still is the spool that was opened.
-
-        Raises:
-            OSError: its mark cannot be read: not mounted any more, perhaps to come back.
-            Misconfigured: another spool is in its place.
-        """
+        """What spool.toml says now; OSError: not mounted any more, perhaps to come back; Misconfigured: another spool."""
         data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
         if data is None:
             raise OSError(errno.ENOENT, "not mounted any more (no spool.toml)", self.root)
