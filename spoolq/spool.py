@@ -103,7 +103,7 @@ class Spool:
         return text
 
     def check_same(self) -> str:
-        """What spool.toml says now; OSError: not mounted any more, perhaps to come back; Misconfigured: another spool."""
+        """What spool.toml says now; OSError: not mounted, perhaps to come back; Misconfigured: another spool is."""
         data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
         if data is None:
             raise OSError(errno.ENOENT, "not mounted any more (no spool.toml)", self.root)
