@@ -315,7 +315,7 @@ def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callabl
     if any(array.failed(json.loads(item.result)) for item in kept):
         heed_failures(daemon, chunk)
         if chunk.stop == KILLED and job and job.max_fails:
-            failures.end_waiting(daemon.spool, entry.id, chunk.why, daemon.node)
+            failures.end_waiting(daemon, entry.id, chunk.why)
 
 
 # --- the end of a chunk
