@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spoolq import array, deliver, host, rerun, result, ship, tasks, throttle
+from spoolq import array, deliver, failures, host, rerun, result, ship, tasks, throttle
 from spoolq.channel import Gone
 from spoolq.deliver import Finished
 from spoolq.devices import Held
@@ -121,12 +121,8 @@ def load(daemon: "Daemon", chunk: Chunk) -> None:
 def heed_failures(daemon: "Daemon", chunk: Chunk) -> None:
     """Start no more when as many tasks failed as the user allows."""
     job = chunk.live.job
-    if job is None or not job.max_fails or chunk.stop:
-        return
-    found = tasks.failures(daemon.spool.root, chunk.entry.id)
-    if len(found) >= job.max_fails:
-        chunk.stop = KILLED
-        chunk.why = f"{len(found)} tasks failed ({array.ranges(found, 5)}), and --max-fails is {job.max_fails}"
+    if job and not chunk.stop and (why := failures.too_many(daemon.spool.root, chunk.entry.id, job.max_fails)):
+        chunk.stop, chunk.why = KILLED, why
 
 
 # --- turns
@@ -296,9 +292,7 @@ def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callabl
     root, entry, job = daemon.spool.root, chunk.entry, chunk.live.job
     kept = [item for item in items if not item.requeue]
     for item in kept:
-        deliver.sync_outputs(item)
-        if item.ended.get("reason") == deliver.OUTPUT_LOST:
-            lost()
+        deliver.sync_outputs(item, lost)
         deliver.prepare(item, daemon.node)
         if job and job.max_fails and result.ending_word(item.ended) != "exit0":
             tasks.note_failure(root, entry.id, array.bounds(item.at.entry.chunk)[0])
@@ -321,15 +315,7 @@ def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callabl
     if any(array.failed(json.loads(item.result)) for item in kept):
         heed_failures(daemon, chunk)
         if chunk.stop == KILLED and job and job.max_fails:
-            cancel_waiting(daemon, entry.id, chunk.why)
-
-
-def cancel_waiting(daemon: "Daemon", job_id: int, why: str) -> None:
-    """End the chunks that wait; one that is missed here ends when it is claimed."""
-    for top in ("queue", "held"):
-        for at in daemon.spool.waiting(top):
-            if at.entry.id == job_id:
-                deliver.finish_unstarted(daemon.spool, at, "cancelled", why, daemon.node)
+            failures.end_waiting(daemon, entry.id, chunk.why)
 
 
 # --- the end of a chunk
