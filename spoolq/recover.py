@@ -119,7 +119,7 @@ def reconcile(daemon: "Daemon", jobs: list[dict[str, Any]]) -> None:
     here = {key for at in running if at.entry.chunk for key in regain.keys_of(known, at.entry).values()}
     daemon.bench.strays = {}
     elsewhere = {key for key in by_key if isinstance(key[0], str)} - here
-    for key in elsewhere:
+    for key in sorted(elsewhere):
         regain.complete(daemon, key, known)  # before its chunk is given to anybody
     if reaping:  # perhaps of another node that died: what is known of it lies with that node's things
         wishes = {key: wish for node in daemon.spool.nodes() for key, wish in control.wishes(daemon, node).items()}

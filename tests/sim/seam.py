@@ -221,6 +221,7 @@ def _host(seam: Seam) -> dict[str, Any]:
         "boot_id": lambda: seam.machine.boot_id(),
         "machine_id": lambda: seam.machine.machine_id,
         "host_name": lambda: seam.machine.name,
+        "is_remote_device": lambda device: not seam.machine.client.local,
         "process_identity": lambda pid: pid * 7,
         "labels": lambda: {"arch": "sim", "os": "sim"},
         "file_system": lambda path, **_: _Kind(),
