@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
-from spoolq import elbow, plugin, profile, schedule
+from spoolq import elbow, lessons, plugin, profile, schedule
 from spoolq.constraint import Labels, sound
 from spoolq.errors import UsageError
 from spoolq.intake import Intake
@@ -25,7 +25,8 @@ def intake(daemon: "Daemon") -> Intake:
         base=policy.job_fields(),
         check=lambda job: refusal(daemon, job),
         submitted=daemon.around.submitted,
-        rulebook=lambda: profile.load(policy, plugins=bool(plugin.names(profile.PLUGINS))),
+        estimate=lambda job: lessons.estimated(job, daemon.spool.root, daemon.policy),
+        rulebook=lambda: profile.load(daemon.policy, plugins=bool(plugin.names(profile.PLUGINS))),
     )
 
 

@@ -22,7 +22,6 @@ from spoolq.config import Settings
 from spoolq.fsops import Answer
 from spoolq.local import KEPT
 from spoolq.resources import UNIT
-from spoolq.state import of_ending
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -245,11 +244,9 @@ class Around:
         """Tell the hooks of an end."""
         if not (self.hooks.wants(hook.END) or self.hooks.wants(hook.FAIL)):
             return
-        state = of_ending(ending).name
-        facts = {**hook.of_job(entry, job), "NODE": self.node, "STATE": state, "SIGNAL": ended.get("signal")}
-        facts |= {"EXIT_CODE": ended.get("exit_code"), "REASON": ended.get("detail") or None}
+        facts = {**hook.of_end(entry, job, ending, ended), "NODE": self.node}
         self.hooks.tell(hook.END, facts)
-        if hook.failed(state):
+        if hook.failed(facts["STATE"]):
             self.hooks.tell(hook.FAIL, facts)
 
     def _said(self, key: Key) -> dict[str, Any]:

@@ -292,9 +292,7 @@ def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callabl
     root, entry, job = daemon.spool.root, chunk.entry, chunk.live.job
     kept = [item for item in items if not item.requeue]
     for item in kept:
-        deliver.sync_outputs(item)
-        if item.ended.get("reason") == deliver.OUTPUT_LOST:
-            lost()
+        deliver.sync_outputs(item, lost)
         deliver.prepare(item, daemon.node)
         if job and job.max_fails and result.ending_word(item.ended) != "exit0":
             tasks.note_failure(root, entry.id, array.bounds(item.at.entry.chunk)[0])
@@ -317,7 +315,7 @@ def _record(daemon: "Daemon", chunk: Chunk, items: list[Finished], lost: Callabl
     if any(array.failed(json.loads(item.result)) for item in kept):
         heed_failures(daemon, chunk)
         if chunk.stop == KILLED and job and job.max_fails:
-            failures.end_waiting(daemon.spool, entry.id, chunk.why, daemon.node)
+            failures.end_waiting(daemon, entry.id, chunk.why)
 
 
 # --- the end of a chunk

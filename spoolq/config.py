@@ -51,7 +51,8 @@ KEYS: tuple[Key, ...] = (
     Key("policy", "max_time_factor", k.number(1, MOST_FACTOR), MOST_FACTOR, "the most that a job may say itself"),
     Key("policy", "learn", k.boolean, True, "what a job does not ask for comes from earlier runs of its command"),
     Key("policy", "idle_load", k.number(0, 1e6), 0.3, "cpus that others may use without keeping jobs waiting"),
-    Key("policy", "overload_suspend", k.boolean, False, "jobs step aside while others take their cpus; see overload_s"),
+    Key("policy", "overload_suspend", k.boolean, False, "jobs step aside while others take their cpus or memory"),
+    Key("limits", "overload_mem_mb", k.number(0), 200, "less memory available than this is overload too; 0: it is not"),
     Key("limits", "overload_s", k.number(0, 86400), 30, "overload, or its end, must last so long"),
     Key(
         "policy",
@@ -139,6 +140,7 @@ class Policy(NamedTuple):
     idle_load: float
     overload_suspend: bool
     overload_s: float
+    overload_mem_mb: float
     settle_s: float
     grace_s: float
     beat_s: float

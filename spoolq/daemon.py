@@ -49,6 +49,7 @@ from spoolq.pending import Pending
 from spoolq.placement import Placement
 from spoolq.presence import Presence
 from spoolq.queue import Queue
+from spoolq.reload import Reload
 from spoolq.resources import Amounts
 from spoolq.spool import Placed, Spool
 from spoolq.wake import Wake
@@ -93,11 +94,11 @@ class Daemon(Agenda):
         """
         super().__init__()
         self.spool, self.policy, self.node = spool, policy, node
-        self.capacity, self.measured, self.state_dir = {**capacity, **policy.pools}, measured, state_dir
-        self.limits, self.labels = limits, labels_of(node, capacity, labels or {})
-        self.wake, self.stopping, self.renewed = wake, False, False
+        self.own, self.measured, self.state_dir, self.limits = capacity, measured, state_dir, limits
+        self.capacity, self.reload = {**capacity, **policy.pools}, Reload(spool.text)
+        self.labels, self.wake = labels_of(node, capacity, labels or {}), wake
         # sure: what is live here is what the runner knows; incomplete: a result.json is missing
-        self.sure = self.troubled = self.incomplete = self.freed = False
+        self.stopping = self.renewed = self.sure = self.troubled = self.incomplete = self.freed = False
         self.family, self.connected = Family.connect(state_dir), True
         self.bench = bench or Bench({})
         self.launcher = Launcher(spool, node, state_dir=state_dir, groups=groups, kinds=self.bench.kinds)
@@ -217,6 +218,7 @@ class Daemon(Agenda):
                 self.part("ghosts", recover.look_for_ghosts, self)
                 if self.sure:
                     self.part("peers", self.peers.look)
+            self.part("reload", self.reload.step, self, now)
             self.part("others", self.placement.look, now)
             self.set_due("news", 0.0)
         if now >= self.due_at("news") and (self.placement.news() or not self.due_at("news")):
@@ -383,6 +385,7 @@ class Daemon(Agenda):
             **self.placement.facts(host.boottime()),
             "labels": self.labels,
             **({"pools": sorted(self.policy.pools)} if self.policy.pools else {}),
+            **({"trouble": self.reload.trouble} if self.reload.trouble else {}),
             **self.bench.facts({job_id: live.devices for job_id, live in self.live.items()}),
         }
         self.presence.publish(state, changing)

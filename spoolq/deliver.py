@@ -112,9 +112,7 @@ def deliver(
     """
     for item in items:
         if not item.requeue:
-            sync_outputs(item)
-            if item.ended.get("reason") == OUTPUT_LOST:
-                lost()  # before anything that a full spool can delay, the next output too
+            sync_outputs(item, lost)
             prepare(item, node)
     new = [item for item in items if not (item.recorded or item.requeue)]
     if new:
@@ -132,7 +130,7 @@ def deliver(
     return [item for item in items if item.through]
 
 
-def sync_outputs(item: Finished) -> None:
+def sync_outputs(item: Finished, lost: Callable[[], None]) -> None:
     """What the job wrote is durable before the job is done; the place where a full spool shows."""
     while item.outputs:
         fd, item.outputs = item.outputs[-1], item.outputs[:-1]  # closed once, also if close itself fails
@@ -145,6 +143,8 @@ def sync_outputs(item: Finished) -> None:
         except OSError as error:
             mark_lost(item.ended, f"output lost: {error.strerror}")
             item.result, item.line = b"", b""
+    if item.ended.get("reason") == OUTPUT_LOST:
+        lost()  # before anything that a full spool can delay, the next output too
 
 
 def may_hold(fd: int) -> bool:

@@ -113,13 +113,16 @@ class Dependents:
         while keys := sorted({key for job_id in ids for key in self._of.get(job_id, ()) if key in self._known}):
             ids = self._settle(keys, Parents(self.daemon.spool, sure=False))
 
+    def _end(self, at: Placed, why: str) -> None:
+        self.daemon.around.end(self.daemon, at, "cancelled", why)
+
     def _settle(self, keys: Iterable[tuple[int, str]], look: Parents) -> list[int]:
         """Judge and act; the ids of those that ended."""
         daemon, released, ended = self.daemon, [], []
         for key in keys:
             at, job = self._known[key]
             with recover.spared(at):
-                verdict, target = parents.settle(daemon.spool, at, job, look, daemon.node)
+                verdict, target = parents.settle(daemon.spool, at, job, look, self._end)
                 stays = verdict.answer is Answer.NEVER and job.kill_on_invalid_dep != "yes"
                 if verdict.answer is Answer.WAITS or stays:
                     continue

@@ -16,7 +16,7 @@ from spoolq.entry import Entry
 from spoolq.errors import NotFound, SpoolqError
 from spoolq.fsops import Answer
 from spoolq.nested import children_of
-from spoolq.spool import Placed, Spool
+from spoolq.spool import Placed
 
 if TYPE_CHECKING:
     from spoolq.daemon import Daemon
@@ -39,7 +39,7 @@ def end_with_parents(daemon: "Daemon") -> None:
     for item in (*daemon.ended, *(item for _, item in daemon.task_ends)):
         if not item.followed:
             if was_ended(item):
-                end_children(daemon.spool, item.at.entry.unit, daemon.node)
+                end_children(daemon, item.at.entry.unit)
             item.followed = True
 
 
@@ -49,8 +49,9 @@ def was_ended(item: "Finished") -> bool:
     return reason in FROM_OUTSIDE or (item.requeue and not item.retry)
 
 
-def end_of_chunk(spool: Spool, entry: Entry, node: str) -> None:
+def end_of_chunk(daemon: "Daemon", entry: Entry) -> None:
     """The same for a chunk that is taken over: of tasks that have no result, and may have been running."""
+    spool = daemon.spool
     names = fsops.names(children_of(spool.root, entry.id))
     numbers = {int(name) for name in names if home.is_number(name) and array.holds(entry.chunk, int(name))}
     if not numbers:
@@ -59,16 +60,16 @@ def end_of_chunk(spool: Spool, entry: Entry, node: str) -> None:
     known = array.latest(tasks.of_tasks(tasks.read(spool.root, entry.id, entry.chunk)))
     left = array.due(entry, array.parse(job.array), known, job.retries) if job else numbers
     for number in sorted(numbers & set(left)):
-        end_children(spool, f"{entry.id}_{number}", node)
+        end_children(daemon, f"{entry.id}_{number}")
 
 
-def end_children(spool: Spool, parent: int | str, node: str) -> None:
+def end_children(daemon: "Daemon", parent: int | str) -> None:
     """End all jobs that a job, or a task, has submitted; each for itself, again if it is moved meanwhile."""
-    for name in fsops.names(children_of(spool.root, parent)):
+    for name in fsops.names(children_of(daemon.spool.root, parent)):
         if not home.is_number(name):
             continue
         try:
-            _end(spool, int(name), parent, node)
+            _end(daemon, int(name), parent)
         except NotFound:
             continue  # never committed, or swept
         except (OSError, SpoolqError) as error:
@@ -77,7 +78,8 @@ def end_children(spool: Spool, parent: int | str, node: str) -> None:
                 raise
 
 
-def _end(spool: Spool, child: int, parent: int | str, node: str) -> None:
+def _end(daemon: "Daemon", child: int, parent: int | str) -> None:
+    spool = daemon.spool
     asked: set[int | str] = set()
     for _ in range(TRIES):
         at, left = spool.find(child), 0
@@ -85,17 +87,17 @@ def _end(spool: Spool, child: int, parent: int | str, node: str) -> None:
         for one in chunks:
             if one.top != "done" and one.entry.unit not in asked:
                 log.info("ending job=%s with its parent=%s", one.entry.unit, parent)
-                left += not _end_entry(spool, one, parent, node, asked)
+                left += not _end_entry(daemon, one, parent, asked)
         if not left:
             return
 
 
-def _end_entry(spool: Spool, at: Placed, parent: int | str, node: str, asked: set[int | str]) -> bool:
+def _end_entry(daemon: "Daemon", at: Placed, parent: int | str, asked: set[int | str]) -> bool:
     entry = at.entry
     if at.node:
         facts = {"attempt": entry.attempt, **({"chunk": entry.chunk[1:]} if entry.chunk else {})}
-        spool.request(at.node, "kill", entry.id, facts, f"parent{parent}{entry.chunk and '-'}{entry.chunk[1:]}")
+        daemon.spool.request(at.node, "kill", entry.id, facts, f"parent{parent}{entry.chunk and '-'}{entry.chunk[1:]}")
         asked.add(entry.unit)
         return True
     detail = f"with its parent, job {parent}"
-    return deliver.finish_unstarted(spool, at, "cancelled", detail, node) is Answer.WON
+    return daemon.around.end(daemon, at, "cancelled", detail) is Answer.WON

@@ -221,6 +221,9 @@ def look_at_nodes(found: Found) -> list[Finding]:
             findings.append(Finding(WARNING, what, f"stopped{with_jobs}", "start `spoolq node` there again"))
         else:
             findings.append(Finding(OK, what, node.state))
+        if trouble := node.facts.get("trouble"):
+            text = f"does not heed spool.toml as it is now: {trouble}"
+            findings.append(Finding(ERROR, what, text, "mend it; until then what the node read before holds there"))
         version = node.facts.get("version")
         if version and version != __version__ and node.state not in ("stopped", "dead"):
             text = f"runs version {version}, this is {__version__}"

@@ -122,7 +122,7 @@ def _why_running(scene: Scene, placed: Placed) -> list[str]:
     ran = f" for {resources.show_seconds(since)}" if since is not None else ""
     limit = "no time limit" if entry.limit_s is None else f"time limit {resources.show_seconds(entry.limit_s)}"
     if entry.aside:
-        text = "while others take the cpus of its node (overload_suspend); it goes on when they are there again"
+        text = "while others take the cpus or memory of its node (overload_suspend); it goes on when both are there"
         lines = [f"job {entry.unit} steps aside on {placed.node} {text}, or after: spoolq resume {entry.unit}"]
     elif placed.state is State.SUSPENDED:
         lines = [f"job {entry.unit} is suspended on {placed.node}; it goes on after: spoolq resume {entry.unit}"]

@@ -5,8 +5,12 @@ A file for each task that failed, in the home, is the count; whoever is about to
 Invariant: what runs goes on; what is stopped is what has not started.
 """
 
-from spoolq import array, deliver, tasks
-from spoolq.spool import Spool
+from typing import TYPE_CHECKING
+
+from spoolq import array, tasks
+
+if TYPE_CHECKING:
+    from spoolq.daemon import Daemon
 
 
 def too_many(root: str, job_id: int, most: int) -> str:
@@ -17,9 +21,9 @@ def too_many(root: str, job_id: int, most: int) -> str:
     return f"{len(found)} tasks failed ({array.ranges(found, 5)}), and --max-fails is {most}"
 
 
-def end_waiting(spool: Spool, job_id: int, why: str, node: str) -> None:
+def end_waiting(daemon: "Daemon", job_id: int, why: str) -> None:
     """End the chunks that wait; one that is missed here ends when it is claimed."""
     for top in ("queue", "held"):
-        for at in spool.waiting(top):
+        for at in daemon.spool.waiting(top):
             if at.entry.id == job_id:
-                deliver.finish_unstarted(spool, at, "cancelled", why, node)
+                daemon.around.end(daemon, at, "cancelled", why)

@@ -19,6 +19,7 @@ from spoolq.state import State
 
 Record = dict[str, Any]
 
+BRIEF_S = 0.1  # of a shorter run the start itself, which is counted too, is so much that a share of cpus says nothing
 _STATES = {state.name for state in State}
 _CODES = {state.value: state.name for state in State}
 
@@ -138,6 +139,7 @@ def _like(record: Record, key: str, patterns: Collection[str]) -> bool:
 def efficiency(record: Record) -> tuple[float | None, float | None]:
     """(cpu, memory) used / reserved of one attempt, or None where unknown; above 1 if not enforced."""
     held, used = _held_cpu_s(record), _cpu_s(record)
+    held = None if _brief(record) else held
     rss, mb = _number(record, "max_rss_kb"), _number(record, "mem_mb")
     return (
         used / held if held and used is not None else None,
@@ -158,7 +160,7 @@ def summarise(records: Iterable[Record]) -> Summary:
         states[state] = states.get(state, 0) + 1
         seconds, used, reserved = _number(record, "wall_s") or 0.0, _cpu_s(record), _held_cpu_s(record) or 0.0
         wall, cpu, held = wall + seconds, cpu + (used or 0.0), held + reserved
-        if used is not None:
+        if used is not None and not _brief(record):
             both, held_both = both + used * bool(reserved), held_both + reserved
         rss, mb = _number(record, "max_rss_kb"), _number(record, "mem_mb")
         if rss is not None:
@@ -211,6 +213,11 @@ def _number(record: Record, key: str) -> float | None:
 def _cpu_s(record: Record) -> float | None:
     user, system = _number(record, "user_s"), _number(record, "system_s")
     return None if user is None or system is None else user + system
+
+
+def _brief(record: Record) -> bool:
+    """Whether it ran too short to say how busy it kept its cpus."""
+    return (_number(record, "wall_s") or 0.0) < BRIEF_S
 
 
 def _held_cpu_s(record: Record) -> float | None:

@@ -4,6 +4,7 @@ Hooks: programs of a site that are told when a job was submitted, started, ended
 `[hooks]` in config.toml names one for each event, and plugins of the group `spoolq.hook` hear of all. A hook runs
 beside the work, in a session of its own, as the user of the command or node, with the facts in variables and its
 output in a log; when its time is over `timeout` kills it. Nothing waits for it and nothing depends on it.
+Whoever ends a job tells of it: its node, the node that ended it unstarted, or the command (`notice`).
 Invariant: at most once: whoever made the change starts the hook after it, and a crash in between loses it.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spoolq import plugin
+from spoolq.state import of_ending
 
 if TYPE_CHECKING:
     from spoolq.config import Settings
@@ -61,6 +63,11 @@ class Hooks:
     def busy(self) -> bool:
         """Whether one runs or waits."""
         return bool(self._running or self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether some wait, since as many run as may."""
+        return bool(self._waiting)
 
     def tell(self, event: str, facts: Mapping[str, Any]) -> None:
         """
@@ -112,6 +119,17 @@ def of_job(entry: "Entry", job: "Job | None") -> dict[str, Any]:
     """What every event says of a job."""
     known = {"JOB_NAME": job.name, "SUBMIT_USER": job.user, "JOB_CHDIR": job.chdir} if job else {}
     return {"JOB_ID": entry.unit, "ATTEMPT": entry.attempt, "JOB_NAME": entry.label, **known}
+
+
+def of_end(entry: "Entry", job: "Job | None", ending: str, ended: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What the events of an end say.
+
+    Args:
+        ending: as in names. ended: what is known of it beside that.
+    """
+    facts = {**of_job(entry, job), "STATE": of_ending(ending).name, "SIGNAL": ended.get("signal")}
+    return {**facts, "EXIT_CODE": ended.get("exit_code"), "REASON": ended.get("detail") or None}
 
 
 def failed(state: str) -> bool:

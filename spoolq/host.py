@@ -251,6 +251,11 @@ class Meter:
         """Cpus that others keep busy, or None if not known yet."""
         return None if self._foreign is None else max(0.0, self._foreign)
 
+    @property
+    def available_mb(self) -> int:
+        """Memory that is available to anybody now, MB."""
+        return self._available_bytes() // MB
+
     def measured(self, own_mb: int = 0) -> dict[str, int]:
         """
         For `schedule.effective_free`: cpus that others leave (if known), memory that is available; thousandths.
@@ -260,7 +265,7 @@ class Meter:
         Args:
             own_mb: held by jobs, as told last.
         """
-        available = self._available_bytes() // MB
+        available = self.available_mb
         if self._foreign_mb is not None:
             available = max(0, min(available, int(self._total_mb - self._foreign_mb - own_mb)))
         found = {MEM: available * UNIT}
@@ -274,7 +279,7 @@ class Meter:
         foreign = self.foreign_cpus
         return {
             "foreign_cpus": None if foreign is None else round(foreign, 1),
-            "available_mb": self._available_bytes() // MB,
+            "available_mb": self.available_mb,
         }
 
     def _busy_s(self) -> float:

@@ -81,6 +81,7 @@ class Intake:
         check: Callable[[Job], str | None],
         rulebook: Callable[[], Rulebook | None] = lambda: None,
         submitted: Callable[[Entry, Job], None] = lambda *_: None,
+        estimate: Callable[[Job], Job] = lambda job: job,
     ) -> None:
         """
         Remember what to do; nothing is touched yet.
@@ -91,10 +92,12 @@ class Intake:
             base: fields of a job that does not say.
             check: says why no node could ever run a job, or None.
             submitted: is told of each job that was made.
+            estimate: the job with what its command needed before where it asks for nothing.
             rulebook: finds this node's rules and profiles, which may have changed since the last file.
         """
         self.spool, self.node, self.settle_s, self.any_owner = spool, node, settle_s, any_owner
         self.base, self.check, self.rulebook, self.submitted = base, check, rulebook, submitted
+        self.estimate = estimate
         self._seen: dict[str, _Seen] = {}
         self._tags = 0
         self._refused: dict[str, float] = {}  # what cannot be taken now, and when to try again
@@ -289,6 +292,9 @@ class Intake:
             job = job._replace(begin=begin.resolved(job.begin, time.time()))
         if job.array:  # its one file can become one entry only
             raise JobFileError("is an array: submit it with `spoolq sub`", file=name)
+        best = self.estimate(job)
+        if best != job and not self.check(best):  # an estimate that no node could hold is dropped
+            return best, script
         if why := self.check(job):
             raise JobFileError(why, file=name)
         return job, script

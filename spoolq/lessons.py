@@ -83,9 +83,3 @@ def estimated(job: Job, root: str, policy: "Policy") -> Job:
     name = learn.key(job.user, learn.of_job(job))
     found = learn.estimate(read(root, learn.bucket(name), name).get(name, ()))
     return learn.fill(job, found, policy.default_mem if policy.enforce_default_mem else 0)
-
-
-def alike(job: Job, commands: list[tuple[str, ...]]) -> bool:
-    """Whether many command lines are one command with other arguments, so that one estimate is good for all."""
-    first = learn.of_job(job)
-    return all(learn.signature(command) == first for command in commands)

@@ -4,14 +4,16 @@ Many jobs at once, one a line: `sub --each-line`.
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from spoolq import mount, options, patience, profile, request, script, where
 from spoolq.errors import JobFileError, RequestError, SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
 from spoolq.options import Pair, Parsed
 from spoolq.request import Source
-from spoolq.submit import BATCH, FULL, announce, estimated, ranges, say_fresh, show_check, submit_many, tell
+from spoolq.resources import CPUS, MEM
+from spoolq.submit import BATCH, FULL, Alike, announce, estimated, ranges, say_fresh, show_check, submit_many, tell
+
+KINDS = 100  # commands in one file that are estimated: each costs a read or two
 
 
 def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool) -> list[int]:
@@ -41,8 +43,7 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
             raise RequestError("no known node could ever run any of these")
         return []
     mount.heed(found, job, many=True)
-    first = runs[:1]
-    runs = [some._replace(job=estimated(some.job, found, some.commands, warn=[some] == first)) for some in runs]
+    parted = [_estimated(some, found, warn=some is runs[0]) for some in runs]
     quiet = "json" in parsed.flags or (sys.stdout.isatty() and "parsable" not in parsed.flags)
     ids: list[int] = []
 
@@ -52,9 +53,9 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
 
     patience.so_far(outcome)
     try:
-        for some in runs:
-            own = env if some.job.export == job.export else request.environment_of(some.job, cwd)
-            for batch in submit_many(found, some.job, own, some.commands, some.names):
+        for parts in parted:
+            own = env if parts[0].job.export == job.export else request.environment_of(parts[0].job, cwd)
+            for batch in submit_many(found, parts, own):
                 ids += batch
                 if not quiet:
                     announce(batch, parsed)
@@ -70,22 +71,33 @@ def each_line(parsed: Parsed, found: where.Found, cwd: str, *, only_check: bool)
     return ids
 
 
-class _Alike(NamedTuple):
-    """Jobs of lines that follow each other and differ in nothing but command and name."""
+def _estimated(some: Alike, found: where.Found, *, warn: bool) -> list[Alike]:
+    """The same with estimates, parted where these differ; of more than KINDS commands the rest gets the defaults."""
+    job, known, parts = some.job, dict[str, Job](), list[Alike]()
+    if not found.policy.learn or job.declared >= {CPUS, MEM}:
+        return [some._replace(job=estimated(job, found, warn=warn))]
+    from spoolq import learn
 
-    job: Job
-    commands: list[tuple[str, ...]]
-    names: list[str]
+    for command, name in zip(some.commands, some.names, strict=True):
+        kind = learn.signature(command)
+        if kind not in known and len(known) < KINDS:
+            known[kind] = estimated(job._replace(command=command), found, warn=warn and not known)
+        best = known.get(kind, job)
+        if not parts or (parts[-1].job.wants, parts[-1].job.estimate) != (best.wants, best.estimate):
+            parts.append(Alike(best._replace(command=job.command), [], []))
+        parts[-1].commands.append(command)
+        parts[-1].names.append(name)
+    return parts
 
 
 def _ruled(
     pairs: Sequence[Pair], job: Job, commands: list[tuple[str, ...]], names: list[str], found: where.Found, cwd: str
-) -> list[_Alike]:
+) -> list[Alike]:
     """All lines as rules and profiles want them, in order."""
     book = request.rulebook(found)
     if book is None and not job.if_stale:
-        return [_Alike(job, commands, names)]
-    runs: list[_Alike] = []
+        return [Alike(job, commands, names)]
+    runs: list[Alike] = []
     fresh = 0
     notes: dict[str, int] = {}
     for command, name in zip(commands, names, strict=True):
@@ -97,7 +109,7 @@ def _ruled(
             notes[note] = notes.get(note, 0) + 1
         like = one._replace(command=(), name=job.name, chdir=request.absolute(one.chdir, cwd), submitted=job.submitted)
         if not runs or like != runs[-1].job:
-            runs.append(_Alike(like, [], []))
+            runs.append(Alike(like, [], []))
         runs[-1].commands.append(one.command)
         runs[-1].names.append(name)
     if book:

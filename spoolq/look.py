@@ -234,6 +234,9 @@ def nodes(argv: list[str]) -> int:
         width, colour = arguments.style()
         rows = [_node_row(node, running[node.name]) for node in found]
         sys.stdout.write("\n".join(report.node_lines(rows, width, colour=colour)) + "\n")
+        for node in found:
+            if trouble := node.facts.get("trouble"):
+                sys.stdout.write(f"{node.name}: {report.show(str(trouble))}; what it read before still holds there\n")
         if shared:
             sys.stdout.write(f"pools: {report.others(*shared)}\n")
     elif not given.words:
@@ -259,6 +262,7 @@ def _node_json(node: Seen, running: Sequence[Placed], shared: tuple[Amounts, Amo
         "version": node.facts.get("version"),
         "labels": node.facts.get("labels", {}),
         "measured": node.facts.get("measured"),
+        "trouble": node.facts.get("trouble"),
     }
 
 

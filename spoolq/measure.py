@@ -3,13 +3,14 @@ What a node measures while it serves, and what it does about it: load, memory, d
 
 The runner says what jobs use, /proc what all use; the rest is foreign (`host.Meter`). Devices that
 others use are looked for by `busy`. Where the site wants it (`overload_suspend`) a job steps aside
-while others take its cpus: by the same order to the runner and the same rename as after a user's
+while others take its cpus or the memory: by the same order to the runner and the same rename as after a user's
 `suspend`, with `SO` in the entry's name instead of `S`.
 Invariant: the entry's name says who is suspended and why, so that whoever serves this node next knows;
 nothing here is on the way of a job that starts or ends.
 """
 
 import logging
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,11 @@ def relieve(daemon: "Daemon", now: float) -> None:
         return
     foreign = round(meter.foreign_cpus * UNIT)
     jobs = [holder(live) for live in daemon.live.values()]
-    found = daemon.gauge.hysteresis.feed(
-        now, overload.wanted(jobs, meter.cpus, foreign, round(daemon.policy.idle_load * UNIT))
-    )
+    guard, idle = daemon.policy.overload_mem_mb, round(daemon.policy.idle_load * UNIT)
+    spare = meter.available_mb / guard if guard else math.inf
+    found = daemon.gauge.hysteresis.feed(now, overload.wanted(jobs, meter.cpus, foreign, idle, spare))
     if found:
-        carry_out(daemon, daemon.live[found.id], found, overload.figures(foreign, meter.cpus))
+        carry_out(daemon, daemon.live[found.id], found, overload.figures(foreign, meter.cpus, meter.available_mb))
 
 
 def holder(live: Live) -> Holder:

@@ -122,4 +122,4 @@ def ask(spool: Spool, found: Outer) -> str:
         fsops.ring(f"{spool.root}/queue")
     except (OSError, SpoolqError):
         return ""
-    return f"{tag}.a{found.attempt}.{found.id}.lend"
+    return f"{tag}.a{found.attempt}.{found.unit}.lend"  # as `Spool.request` names it

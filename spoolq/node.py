@@ -98,6 +98,8 @@ def node(argv: Sequence[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         wake.on_signal(number, stop)
+    if not sys.stderr.isatty():  # who closes a terminal wants what runs in it to end
+        wake.on_signal(signal.SIGHUP, lambda: daemon.set_due("beat", 0.0))
     found.spool.enter_node(name)
     if not given.has("no-watch"):
         root = found.spool.root

@@ -7,9 +7,9 @@ and child anew, and acts by one rename from the name that it saw.
 Invariant: a parent counts as gone only after `Spool.find` has missed it twice, on a spool that is there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from spoolq import array, awaiting, deliver, home, stored
+from spoolq import array, awaiting, home, stored
 from spoolq.depend import NEVER_WORD, STARTED, Answer, Condition, Fate, Verdict, id_of, judge, parse, settled
 from spoolq.entry import HOMES, Entry
 from spoolq.errors import JobFileError, NotFound, RequestError
@@ -18,6 +18,8 @@ from spoolq.job import Job
 from spoolq.reason import Reason
 from spoolq.spool import Placed, Spool
 from spoolq.state import State
+
+End = Callable[[Placed, str], object]
 
 FEW = 8  # parents that are cheaper to look for one by one than by listing everything
 
@@ -140,13 +142,13 @@ def reason(look: Parents, job: Job) -> Reason:
     return Reason(NEVER_WORD if verdict.answer is Answer.NEVER else "Dependency", verdict.text)
 
 
-def settle(spool: Spool, at: Placed, job: Job, look: Parents, writer: str) -> tuple[Verdict, Placed | None]:
+def settle(spool: Spool, at: Placed, job: Job, look: Parents, end: End) -> tuple[Verdict, Placed | None]:
     """
     Judge one job that is held for its parents, and act: into the queue, or to its end.
 
     Args:
         at: where it was seen, in held/ with HD.
-        writer: names the history file, as in `deliver.finish_unstarted`.
+        end: cancels a job that waits, with the reason.
 
     Returns:
         The verdict, and where the entry is now if this rename moved it into the queue.
@@ -156,7 +158,7 @@ def settle(spool: Spool, at: Placed, job: Job, look: Parents, writer: str) -> tu
         moved, target = spool.release(at)
         return verdict, target if moved is Moved.WON else None
     if verdict.answer is Answer.NEVER and job.kill_on_invalid_dep == "yes":
-        deliver.finish_unstarted(spool, at, "cancelled", f"{NEVER_WORD}: {verdict.text}", writer)
+        end(at, f"{NEVER_WORD}: {verdict.text}")
     return verdict, None
 
 
@@ -176,7 +178,7 @@ def next_hold(spool: Spool, entry: Entry) -> str:
     return "HD" if job.depend else ""
 
 
-def after_commit(spool: Spool, placed: Iterable[Placed], job: Job, writer: str) -> list[str]:
+def after_commit(spool: Spool, placed: Iterable[Placed], job: Job, end: End) -> list[str]:
     """
     The submitter's look, after its commit: a parent may have ended before anybody could see the child.
 
@@ -187,7 +189,7 @@ def after_commit(spool: Spool, placed: Iterable[Placed], job: Job, writer: str) 
     for at in placed:
         if at.entry.held != "HD":
             continue
-        verdict, target = settle(spool, at, job, look, writer)
+        verdict, target = settle(spool, at, job, look, end)
         released += [target] if target else []
         if verdict.answer is Answer.NEVER:
             became = "was cancelled" if job.kill_on_invalid_dep == "yes" else "waits"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from spoolq import afresh, array, deliver, home, result, steer, tally, tasks
+from spoolq import afresh, array, deliver, home, notice, result, steer, tally, tasks
 from spoolq.arguments import Given
 from spoolq.entry import Entry
 from spoolq.fsops import Answer
@@ -57,6 +57,7 @@ def kill(numbers: list[int]) -> Step:
         detail = "cancelled by its user before it started"
         for number in left:
             deliver.write_unstarted(spool, array.task_entry(entry, number), "cancelled", detail, steer.writer())
+            notice.tell(spool, array.task_entry(entry, number), detail)
             written.append(number)
         now = spool.find(entry.unit)
         if now.entry.gen != entry.gen:

@@ -36,6 +36,7 @@ class Presence:
         self.instance = f"{host.boot_id()[:8]}-{os.getpid()}-{secrets.token_hex(4)}"
         self.began = 0.0
         self.full = self.draining = False
+        self.mark = ""  # what spool.toml said at the last beat
         self.twin = ""  # the instance of another machine that serves under this name
         self.patience_s = LATE * policy.beat_s  # so long a heartbeat of another machine must stand still
         self._first: tuple[tuple[int, str], float] | None = None
@@ -114,7 +115,7 @@ class Presence:
             self._alone += 1
             self.twin = self.twin if self._alone < LATE else ""
         began = host.boottime()
-        self.spool.check_same()
+        self.mark = self.spool.check_same()
         self.spool.beat(self.node, self._beats + 1, self.instance)
         self._beats += 1
         self.began = began

@@ -74,9 +74,9 @@ def decide(daemon: "Daemon", at: Placed, known: Known) -> Answer:
         return Answer.UNKNOWN
     if entry.chunk:
         heed_kills(daemon, entry, known)
-        descent.end_of_chunk(daemon.spool, entry, daemon.node)
+        descent.end_of_chunk(daemon, entry)
     else:
-        descent.end_children(daemon.spool, entry.id, daemon.node)
+        descent.end_children(daemon, entry.id)
     went_down = f"node {known.node} went down while it ran or was about to" if known.node else "its node went down"
     if known.wish(key) == "kill":
         detail = f"cancelled by its user; {went_down}"

@@ -166,7 +166,7 @@ def show_lines(scene: Scene, placed: Placed) -> Iterator[str]:
     if job and job["estimate"]:
         pairs.append(("estimated", learn.told(job["estimate"])))
     if entry.aside:
-        pairs.append(("suspended", "by its node, while others take the cpus (overload_suspend)"))
+        pairs.append(("suspended", "by its node, while others take the cpus or memory (overload_suspend)"))
     if job and job["depend"]:
         pairs.append(("depends on", " ".join(job["depend"])))
     if job and job["constraint"]:

@@ -102,19 +102,15 @@ class Spool:
             raise Misconfigured(f"{self.root}/spool.toml: {what}")
         return text
 
-    def check_same(self) -> None:
-        """
-        Whether this still is the spool that was opened.
-
-        Raises:
-            OSError: its mark cannot be read: not mounted any more, perhaps to come back.
-            Misconfigured: another spool is in its place.
-        """
+    def check_same(self) -> str:
+        """What spool.toml says now; OSError: not mounted, perhaps to come back; Misconfigured: another spool is."""
         data = fsops.read(f"{self.root}/spool.toml", 1 << 16)
         if data is None:
             raise OSError(errno.ENOENT, "not mounted any more (no spool.toml)", self.root)
-        if _UUID.findall(data.decode("utf-8", "replace")) != _UUID.findall(self.text):
+        text = data.decode("utf-8", "replace")
+        if _UUID.findall(text) != _UUID.findall(self.text):
             raise Misconfigured(f"{self.root}: another spool is there now (its uuid changed); start the node again")
+        return text
 
     # --- looking
 
@@ -291,8 +287,8 @@ class Spool:
         return sorted(filter(NODE_NAME.fullmatch, fsops.names(f"{self.root}/nodes")))
 
     def enter_node(self, node: str) -> None:
-        """Make what a node needs, one level at a time: nothing where the spool is not mounted."""
-        for path in ("nodes/{}", "nodes/{}/control", "nodes/{}/admit", "running/{}", "reaping/{}"):
+        """Make what a node needs, a level at a time; `nodes/` last: who then misses `running/` misses it for 60 s."""
+        for path in ("running/{}", "reaping/{}", "nodes/{}", "nodes/{}/control", "nodes/{}/admit"):
             fsops.make_directory(f"{self.root}/{path.format(node)}")
 
     def write_node(self, node: str, facts: dict[str, Any]) -> None:

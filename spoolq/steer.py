@@ -282,15 +282,16 @@ def kill_step(number: int | None) -> Step:
 
 
 def _cancel(spool: Spool, placed: Placed) -> Outcome | None:
-    from spoolq import deliver
+    from spoolq import deliver, notice
 
     detail = f"cancelled by {selector.me()} before it started"
-    answer = deliver.finish_unstarted(spool, placed, "cancelled", detail, writer())
+    answer = notice.end(spool, placed, detail, writer())
     if answer is Answer.UNKNOWN:
         now = spool.find(placed.entry.unit)
         if now.top != "done" or now.entry.gen != placed.entry.gen + 1 or now.entry.ending != "cancelled":
             return None
         deliver.write_unstarted(spool, placed.entry, "cancelled", detail, writer())
+        notice.tell(spool, placed.entry, detail)
     elif answer is Answer.LOST:
         return None
     return Outcome(placed.entry.unit, "cancelled", f"job {placed.entry.unit}: cancelled")

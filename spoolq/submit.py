@@ -10,6 +10,7 @@ Invariant: a refused or failed submission leaves nothing that any node or listin
 import errno
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from spoolq import environment, home, mount, options, patience, request, stored, where
 from spoolq.entry import Entry, label_of
@@ -123,14 +124,13 @@ def submit(found: where.Found, asked: Asked, *, warn: bool = True) -> Placed:
     return placed
 
 
-def estimated(job: Job, found: where.Found, commands: list[tuple[str, ...]] | None = None, *, warn: bool) -> Job:
+def estimated(job: Job, found: where.Found, *, warn: bool) -> Job:
     """The job that is submitted: with estimates, unless no known node could run what they come to."""
     best = job
     if found.policy.learn and not job.declared >= {CPUS, MEM}:
         from spoolq import lessons
 
-        if commands is None or lessons.alike(job, commands):
-            best = lessons.estimated(job, found.spool.root, found.policy)
+        best = lessons.estimated(job, found.spool.root, found.policy)
     try:
         request.check_nodes(best, found.spool, warn_none=warn)
     except RequestError:
@@ -271,23 +271,31 @@ def show_check(job: Job, spool: Spool, *, as_json: bool) -> int:
     return 0 if could["could_run"] or not could["could_not"] else 2
 
 
-def submit_many(
-    found: where.Found, job: Job, env: dict[str, str], commands: Sequence[tuple[str, ...]], names: Sequence[str]
-) -> Iterator[list[int]]:
+class Alike(NamedTuple):
+    """Jobs that follow each other and differ in nothing but command and name."""
+
+    job: Job
+    commands: list[tuple[str, ...]]
+    names: list[str]
+
+
+def submit_many(found: where.Found, parts: Sequence[Alike], env: dict[str, str]) -> Iterator[list[int]]:
     """
-    Commit n jobs that differ in command and name; yields ids, a batch at a time, once they are durable.
+    Commit n jobs that differ in command and name, and from part to part in what they ask for.
+
+    Yields ids, a batch at a time, once they are durable.
 
     Raises:
         TryAgain, OSError: as `submit`; what was committed before has been yielded.
     """
     spool, root = found.spool, found.spool.root
-    base = job.entry(1)
-    labels = {name: label_of(name) for name in set(names)}
+    job = parts[0].job
+    labels = {name: label_of(name) for part in parts for name in set(part.names)}
     packed: bytes | str = environment.pack(env)
     last: int | None = None
     batch: list[Placed] = []
     failed: BaseException | None = None
-    for data, name in zip(stored.format_many(job, commands, names), names, strict=True):
+    for base, data, name in _each(parts):
         job_id, fitting = 0, _fitting(data)
         try:
             if not batch:
@@ -313,6 +321,13 @@ def submit_many(
         yield _through(spool, batch, job)
     if failed is not None:
         raise failed
+
+
+def _each(parts: Sequence[Alike]) -> Iterator[tuple[Entry, bytes, str]]:
+    for job, commands, names in parts:
+        base = job.entry(1)
+        for data, name in zip(stored.format_many(job, commands, names), names, strict=True):
+            yield base, data, name
 
 
 def _through(spool: Spool, batch: Sequence[Placed], job: Job) -> list[int]:

@@ -6,7 +6,7 @@ The steps around its commit, for the few jobs that need them; others never load 
 
 from collections.abc import Sequence
 
-from spoolq import home, nested, parents, request, steer, unique
+from spoolq import home, nested, notice, parents, request, steer, unique
 from spoolq.errors import SpoolqError
 from spoolq.job import Job
 from spoolq.spool import Placed, Spool
@@ -33,8 +33,12 @@ def after(spool: Spool, placed: Sequence[Placed], job: Job) -> None:
     """After the commit: a parent may have ended before anybody could see the child."""
     if not job.depend:
         return
+
+    def end(at: Placed, why: str) -> None:
+        notice.end(spool, at, why, steer.writer())
+
     try:
-        for note in parents.after_commit(spool, placed, job, steer.writer()):
+        for note in parents.after_commit(spool, placed, job, end):
             request.warn(note)
     except OSError as error:  # it is submitted all the same, and nodes look again
         request.warn(f"its parents could not be looked at: {error.strerror}")

@@ -104,7 +104,7 @@ def requeue(spool: Spool, at: Placed, job: Job, held: str, **changes: Any) -> tu
     Raises:
         Taken, SpoolqError: somebody has it.
     """
-    from spoolq import deliver, steer
+    from spoolq import notice, steer
 
     number = take(spool, job, at.entry.id)
     answer, target = spool.requeue(at, held="HU", **changes)
@@ -112,7 +112,7 @@ def requeue(spool: Spool, at: Placed, job: Job, held: str, **changes: Any) -> tu
         return Answer.LOST, target
     if not still(spool, job, at.entry.id, number):
         detail = f"it was to run again, and another job got its key {job.unique!r} first"
-        deliver.finish_unstarted(spool, target, "cancelled", detail, steer.writer())
+        notice.end(spool, target, detail, steer.writer())
         raise SpoolqError(f"another job got the key {job.unique!r} first")
     return spool.edit(target, held=held) if held else spool.release(target)
 

@@ -200,7 +200,9 @@ class Cluster:
             left = 0
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
-                    if process.pid != os.getpid() and process.environ().get("SPOOLQ_TEST_CLUSTER") == self.base:
+                    env = process.environ()
+                    job = env.get("SPOOLQ_FAMILY", "").startswith(f"{self.base}/")  # which has nothing else of ours
+                    if process.pid != os.getpid() and (job or env.get("SPOOLQ_TEST_CLUSTER") == self.base):
                         process.send_signal(signal.SIGKILL)
                         left += 1
             if not left:

@@ -39,6 +39,14 @@ class Load:
             file.write("cpu 0\n" + "".join(lines))
         os.replace(f"{self.root}/new", f"{self.root}/proc/stat")
 
+    def memory(self, available_mb: int) -> None:
+        """So much memory is available from now on, and no other line says anything of it."""
+        with open(f"{self.root}/proc/meminfo") as file:
+            lines = [line for line in file if not line.startswith("MemAvailable")]
+        with open(f"{self.root}/newmem", "w") as file:
+            file.write("".join(lines) + f"MemAvailable: {available_mb * 1024} kB\n")
+        os.replace(f"{self.root}/newmem", f"{self.root}/proc/meminfo")
+
     def close(self) -> None:
         """Time stands still."""
         self._over.set()

@@ -216,6 +216,28 @@ hook_s = 5
     assert "never" not in read(log)
 
 
+def test_hooks_hear_of_jobs_that_are_cancelled_while_they_wait(cluster: Cluster):
+    """By the command that cancels them, on its machine, or by the node that finds that they can never start."""
+    log = f"{cluster.base}/log"
+    line = f'echo "$1 $SPOOLQ_JOB_ID $SPOOLQ_STATE $SPOOLQ_NODE $SPOOLQ_REASON" >>{log}'
+    hook = program(cluster, "hook", line)
+    configure(cluster, f'[hooks]\non_end = ["{hook}", "end"]\non_fail = ["{hook}", "fail"]\non_start = "{hook}"\n')
+    held = cluster.ok("sub", "-H", "--each-line", "-", stdin="true\n" * 10).split()
+    cluster.ok("kill", *held)
+    parent = cluster.sub("-H", "true")
+    child = cluster.sub("-d", f"afterok:{parent}", "true")
+    cluster.node()
+    cluster.ok("kill", str(parent))
+    cluster.until(
+        lambda: f"end {child} CANCELLED n1 DependencyNeverSatisfied" in read(log), "the node tells of the child"
+    )
+    late = cluster.sub("-d", f"afterok:{parent}", "true")  # the submitter itself finds that it can never start
+    cluster.until(lambda: f"end {late} CANCELLED" in read(log), "somebody tells of the second child")
+    by_user = [f"end {job} CANCELLED  cancelled by " for job in [*held, str(parent)]]
+    cluster.until(lambda: all(text in read(log) for text in by_user), "the commands tell of the others")
+    assert len(by_user) + 2 == len(read(log).splitlines()), "each once, and a cancelled job has not failed"
+
+
 def test_a_node_that_leaves_has_run_its_hooks(cluster: Cluster):
     """More than run at once: the others wait, and the node for them."""
     log = f"{cluster.base}/log"

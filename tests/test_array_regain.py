@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from spoolq import array, fsops, home, part, steer, tasks
+from spoolq import array, fsops, home, nested, part, steer, tasks
 from spoolq.entry import Entry
 from tests.test_array_crash import check, recorded, submit
 from tests.world import World
@@ -145,3 +145,20 @@ def test_results_are_not_taken_for_missing_when_the_spool_is_away(world):
     tasks.record(world.root, entry, "n1", [b'{"task": 1, "attempt": 1}\n'])
     (name,) = fsops.names(f"{home.path_of(world.root, 1)}/tasks")
     assert name == "a1-3.1.n1.jsonl"
+
+
+def test_who_knows_a_node_finds_what_it_runs(world, monkeypatch):
+    """An NFS client that once missed running/n1 would count nothing there for 60 s, and exceed limits."""
+    made = []
+    monkeypatch.setattr(fsops, "make_directory", lambda path: made.append(path.removeprefix(f"{world.root}/")))
+    world.spool.enter_node("n9")
+    assert {"running/n9", "reaping/n9"} == set(made[:2])
+    assert made[2] == "nodes/n9"
+
+
+def test_a_task_that_waits_takes_its_request_away(world):
+    world.spool.enter_node("n1")
+    for task in (None, 7):
+        name = nested.ask(world.spool, nested.Outer(1, 1, "n1", 0, task))
+        assert [name] == world.requests()
+        world.spool.answered("n1", name)

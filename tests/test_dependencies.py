@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from spoolq import home, parents, steer, stored
+from spoolq import home, parents, steer, stored, ties
 from spoolq.depend import Condition
 from spoolq.entry import Entry
 from spoolq.spool import Spool
@@ -211,7 +211,7 @@ def test_a_submitter_that_looks_at_the_parents_dies_at_every_call(tmp_path, monk
     def look(world: World) -> None:
         spool = Spool(world.root)
         placed = spool.find(2)
-        parents.after_commit(spool, [placed], stored.read_job(home.read_job(spool.root, 2), "job"), "cli")
+        ties.after(spool, [placed], stored.read_job(home.read_job(spool.root, 2), "job"))
 
     points = explore(tmp_path, monkeypatch, family, look)
     assert points >= 2

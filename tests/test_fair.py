@@ -246,6 +246,26 @@ def test_no_user_runs_more_than_max_running_on_all_nodes(cluster: Cluster):
     assert {"COMPLETED"} == {cluster.result(job)["state"] for job in jobs}
 
 
+def test_no_user_has_more_than_max_cpus_on_all_nodes(cluster: Cluster):
+    say(cluster, max_cpus=3)
+    cluster.node("n1", 2)
+    cluster.node("n2", 2)
+    command = ("--wrap", WAIT.format(cluster.base))
+    jobs = [cluster.sub("-c", "2", *command), cluster.sub("-c", "1", *command)]
+    cluster.until(
+        lambda: all("running" == cluster.place(job) for job in jobs), "both run, which are all cpus that one may have"
+    )
+    over = cluster.sub("-H", "-c", "1", "true")
+    other = owned(cluster, "ben", "-c", "1", "true")
+    cluster.ok("release", str(over), str(other))
+    assert "COMPLETED" == cluster.result(other)["state"], "another user's"
+    cluster.until(lambda: "UserLimit" in cluster.ok("why", str(over)), "it says so")
+    assert "uses 3 on all nodes, and max_cpus is 3 a user" in cluster.ok("why", str(over))
+    assert "queue" == cluster.place(over)
+    go(cluster)
+    assert {"COMPLETED"} == {cluster.result(job)["state"] for job in [*jobs, over]}
+
+
 def test_an_old_job_comes_before_younger_ones_of_higher_priority(cluster: Cluster):
     say(cluster, ageing_s=1e-6)  # both have the best rank long before a node looks, and then the lower id counts
     old = cluster.sub("-p", "-3", "true")

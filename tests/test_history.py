@@ -128,6 +128,16 @@ def test_efficiency_and_hours():
     assert history.summarise([]).cpu_efficiency is None
 
 
+def test_what_ran_for_some_milliseconds_says_nothing_of_its_cpus():
+    brief = record(3, wall_s=0.004, user_s=0.006, system_s=0.001, cpus=1)
+    assert None is history.efficiency(brief)[0]
+    assert history.efficiency(brief)[1]
+    assert None is history.summarise([brief]).cpu_efficiency
+    assert 0.5 == history.summarise([brief, record(1)]).cpu_efficiency
+    assert 0.007 == history.summarise([brief]).cpu_s, "it was used all the same"
+    assert 0.07 == pytest.approx(history.efficiency(brief | {"wall_s": 0.1})[0])
+
+
 def test_groups():
     groups = history.grouped([record(1), record(2, user="bob"), record(3)], "user")
     assert {name: summary.jobs for name, summary in groups.items()} == {"anna": 2, "bob": 1}

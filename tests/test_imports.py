@@ -80,6 +80,7 @@ TOUCH_THE_SPOOL = frozenset(
         "launch",
         "lend",
         "nested",
+        "notice",
         "lessons",
         "parents",
         "part",

@@ -248,8 +248,33 @@ def test_what_was_not_asked_for_comes_from_earlier_runs(cluster: Cluster):
     assert re.search(r"next time -t 1: it took \d", cluster.ok("eff", str(ids[0])))
 
 
+def test_dropped_files_and_lines_of_different_commands_are_estimated_too(cluster: Cluster):
+    os.makedirs(f"{cluster.root}/history/learned", exist_ok=True)
+    scripts = learn.signature((), script="job")
+    for kind, mb in ((learn.signature(["true"]), 400), (learn.signature(["echo", "a"]), 200), (scripts, 300)):
+        name = learn.key(me(), kind)
+        path = f"{cluster.root}/history/learned/{learn.bucket(name)}.tsv"
+        known = lessons.read(cluster.root, learn.bucket(name)) | {name: [Run(739000, mb, 0.0, 1.0)] * 3}
+        with open(path, "wb") as file:
+            file.write(learn.form(known))
+    lines = "true\necho a\necho a\nsleep 0\ntrue\n"
+    ids = [int(word) for word in cluster.ok("sub", "--each-line", "-", stdin=lines).split()]
+    assert [*range(ids[0], ids[0] + 5)] == ids, "in the order of the lines"
+    said = [int(word) for word in cluster.ok("sub", "-m", "50", "-c", "1", "--each-line", "-", stdin=lines).split()]
+    cluster.node()
+    with open(f"{cluster.root}/drop/job.sh.tmp", "w") as file:
+        file.write("#!/bin/sh\n#SPOOLQ end\n")
+    os.rename(f"{cluster.root}/drop/job.sh.tmp", f"{cluster.root}/drop/job.sh")
+    default = cluster.result(ids[3])["mem_mb"]
+    assert [480, 240, 240, default, 480] == [cluster.result(job)["mem_mb"] for job in ids]
+    assert [50] * 5 == [cluster.result(job)["mem_mb"] for job in said]
+    assert default not in (480, 240)
+    assert 360 == cluster.result(said[-1] + 1)["mem_mb"], "the dropped file"
+    assert "from 3 runs of this command" in cluster.ok("show", str(said[-1] + 1))
+
+
 def test_an_estimate_that_no_node_could_hold_is_dropped(cluster: Cluster):
-    cluster.node(mem="500")
+    node = cluster.node(mem="500")
     name = learn.key(me(), "true")
     os.makedirs(f"{cluster.root}/history/learned", exist_ok=True)
     with open(f"{cluster.root}/history/learned/{learn.bucket(name)}.tsv", "wb") as file:
@@ -260,6 +285,9 @@ def test_an_estimate_that_no_node_could_hold_is_dropped(cluster: Cluster):
         file.write(text + "[policy]\ndefault_mem = 300\n")
     fits = cluster.sub("true")
     assert 480 == cluster.result(fits)["mem_mb"]
+    node.terminate()  # else it might write what it has learned over this, or into it
+    node.wait()
     with open(f"{cluster.root}/history/learned/{learn.bucket(name)}.tsv", "wb") as file:
         file.write(learn.form({name: [Run(739000, 4000, 0.0, 1.0)] * 3}))
+    cluster.node(mem="500")
     assert 300 == cluster.result(cluster.sub("true"))["mem_mb"]

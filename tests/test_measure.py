@@ -62,6 +62,24 @@ def test_a_job_that_waits_for_others_to_go_away_keeps_no_job_behind_it(cluster: 
     cluster.ok("kill", str(first), str(whole))
 
 
+def test_a_job_steps_aside_when_memory_runs_out(cluster: Cluster, load: Load):
+    load.foreign = 0.0
+    load.memory(2000)
+    say(cluster, "")
+    node(cluster)
+    words = ("-c", "0.1", "-m", "10", "sleep", "600")
+    better, victim = cluster.sub("-p", "5", *words), cluster.sub("-p", "-5", *words)
+    cluster.until(lambda: all("running" == cluster.place(j) for j in (better, victim)), "both run")
+    load.memory(150)
+    cluster.until(lambda: "steps aside" in cluster.ok("why", str(victim)), "the job of lowest priority steps aside")
+    assert "runs on n1" in cluster.ok("why", str(better))  # the last one runs on
+    assert f"overload suspend job={victim}: " in cluster.log()
+    assert "150 MB are available" in cluster.log()
+    load.memory(600)
+    cluster.until(lambda: "runs on n1" in cluster.ok("why", str(victim)), "it goes on")
+    cluster.ok("kill", str(better), str(victim))
+
+
 def test_a_job_steps_aside_on_overload_and_goes_on_over_a_restart(cluster: Cluster, load: Load):
     say(cluster, "")
     load.foreign = 0.0

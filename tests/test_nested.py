@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from spoolq import control, descent, environment, fair, lend, nested
+from spoolq.around import Around
+from spoolq.config import NO_SETTINGS
 from spoolq.deliver import Finished
 from spoolq.entry import Entry, parse_name
 from spoolq.errors import UsageError
@@ -248,17 +251,18 @@ def test_a_request_to_lend_is_gone_when_nobody_waits(tmp_path, monkeypatch):
     world.close()
 
 
-def test_children_are_ended_before_the_parents_end_is_delivered(spool):
+def test_children_are_ended_before_the_parents_end_is_delivered(spool, tmp_path):
+    node = SimpleNamespace(spool=spool, node="n1", around=Around(spool.root, "n1", str(tmp_path), NO_SETTINGS))
     child = put(spool, parent="1")
     running = run(spool, put(spool, parent="1"), "n2")
     gone = 99
     for number in (child.entry.id, running.entry.id, gone):
         nested.record(spool, Job(command=("x",), parent=str(child.entry.id)), number)
-    descent.end_children(spool, child.entry.id, "n1")
+    descent.end_children(node, child.entry.id)
 
     assert "done" == spool.find(child.entry.id).top
     assert ["kill"] == [request["verb"] for _, request in spool.requests("n2")]
-    descent.end_children(spool, child.entry.id, "n1")  # again, as after a crash
+    descent.end_children(node, child.entry.id)  # again, as after a crash
     assert 1 == len(spool.requests("n2"))
 
 

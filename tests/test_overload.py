@@ -1,5 +1,7 @@
 """Which job steps aside, and when it goes on."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ holders = st.lists(
     unique_by=lambda job: job.id,
 ).map(lambda jobs: [job._replace(aside=job.aside and job.suspended) for job in jobs])
 loads = st.integers(0, 9000)
+spares = st.sampled_from([0.5, 1.0, 1.5, 2.0, math.inf])
 
 
 def job(job_id, *, rank=500, cpus=1000, **more):
@@ -30,9 +33,9 @@ def after(jobs, step):
     return [j._replace(suspended=stop, aside=stop) if j.id == step.id else j for j in jobs]
 
 
-@given(holders, st.integers(1000, 8000), loads, st.integers(0, 1000))
-def test_a_users_suspension_is_never_touched_and_the_last_job_runs_on(jobs, cpus, foreign, idle_load):
-    step = wanted(jobs, cpus, foreign, idle_load)
+@given(holders, st.integers(1000, 8000), loads, st.integers(0, 1000), spares)
+def test_a_users_suspension_is_never_touched_and_the_last_job_runs_on(jobs, cpus, foreign, idle_load, spare):
+    step = wanted(jobs, cpus, foreign, idle_load, spare)
     if step is None:
         return
     chosen = next(j for j in jobs if j.id == step.id)
@@ -45,17 +48,19 @@ def test_a_users_suspension_is_never_touched_and_the_last_job_runs_on(jobs, cpus
         assert all((j.rank, j.id) >= (chosen.rank, chosen.id) for j in jobs if j.aside)
 
 
-@given(holders, st.integers(1000, 8000), loads, st.integers(0, 1000))
-def test_the_same_load_never_makes_a_job_stop_and_go(jobs, cpus, foreign, idle_load):
+@given(holders, st.integers(1000, 8000), loads, st.integers(0, 1000), spares)
+def test_the_same_load_never_makes_a_job_stop_and_go(jobs, cpus, foreign, idle_load, spare):
     directions = set()
     for _ in range(2 * len(jobs) + 1):
-        step = wanted(jobs, cpus, foreign, idle_load)
+        step = wanted(jobs, cpus, foreign, idle_load, spare)
         if step is None:
             break
         jobs = after(jobs, step)
         directions.add(step.verb)
-    assert None is wanted(jobs, cpus, foreign, idle_load)  # it settles
-    assert len(directions) < 2 or lack(jobs, cpus, foreign) <= idle_load
+    assert None is wanted(jobs, cpus, foreign, idle_load, spare)  # it settles
+    assert len(directions) < 2 or (lack(jobs, cpus, foreign) <= idle_load and spare >= 1)
+    if spare < 1:
+        assert sum(not j.suspended for j in jobs) <= 1, "while memory lacks, more than one runs on"
 
 
 @given(holders, st.integers(1000, 8000))
@@ -76,6 +81,17 @@ def test_the_lowest_priority_goes_first_and_comes_back_last():
     jobs = after(jobs, Step("suspend", 2))
     assert None is wanted(jobs, 4000, 1500, IDLE)
     assert Step("resume", 2) == wanted(jobs, 4000, 1200, IDLE)
+
+
+def test_a_job_steps_aside_for_memory_and_goes_on_when_twice_as_much_is_there():
+    jobs = [job(1), job(2, rank=600)]
+    assert None is wanted(jobs, 4000, 0, IDLE, 1.0)
+    assert Step("suspend", 2) == wanted(jobs, 4000, 0, IDLE, 0.9)
+    jobs = after(jobs, Step("suspend", 2))
+    assert None is wanted(jobs, 4000, 0, IDLE, 1.9)
+    assert Step("resume", 2) == wanted(jobs, 4000, 0, IDLE, 2.0)
+    assert None is wanted(jobs, 4000, 3500, IDLE, 9.0), "its cpus are not there"
+    assert Step("resume", 2) == wanted(jobs[1:], 4000, 0, IDLE, 0.1), "nothing else runs"
 
 
 def test_only_what_lasts_counts():

@@ -47,6 +47,7 @@ class Stat(NamedTuple):
     st_ctime_ns: int
     st_uid: int
     st_nlink: int
+    st_dev: int = 0  # in no table of mounts: counts as local
 
 
 class Space(NamedTuple):
