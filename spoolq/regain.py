@@ -116,8 +116,6 @@ def complete(daemon: "Daemon", key: Key, known: Known) -> None:
     decided by the rule of its user (simulation: with the rule yes it ended as NODE_FAIL before its next attempt ran).
     """
     if known.state(key) == "running":
-        if held := known.jobs[key].get("devices"):
-            daemon.bench.strays[key] = devices.sound(held)
         return
     job_id, _, number = str(key[0]).partition("_")
     if known.state(key) == "ended" and known.jobs[key]["ended"].get("reason") != "lost":

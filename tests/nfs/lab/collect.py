@@ -25,7 +25,10 @@ for home in glob.glob("jobs/*/*"):
     late = sorted(os.path.basename(path) for path in glob.glob(f"{home}/*.late.json"))
     homes[os.path.basename(home)] = {"result": result, "stdout": text(f"{home}/stdout"), "late": late}
     for line in [line for path in glob.glob(f"{home}/tasks/*.jsonl") for line in (text(path) or "").splitlines()]:
-        task = json.loads(line)
+        try:
+            task = json.loads(line)
+        except ValueError:  # an empty line begins what a new daemon writes; a torn one is no line
+            continue
         known = homes.setdefault(f"{os.path.basename(home)}_{task['task']}", {"attempt": 0, "late": []})
         if task["attempt"] >= known["attempt"]:
             stdout = text(f"{home}/out/{task['task'] // 1000}/{task['task']}.stdout")
