@@ -103,7 +103,7 @@ class Placement:
         if len(self.others) < NEAR:
             return self.others
         near, far = {node.name for node in self.others} | {self.daemon.node}, []
-        for name in {holder(entry) for entry in waiting if entry.other} - near - {""}:
+        for name in sorted({holder(entry) for entry in waiting if entry.other} - near - {""}):
             other = self.known.get(name)
             if other is None or now - other.read_s >= self.every_s:
                 other = self.known[name] = self._read(name, other, now)

@@ -217,7 +217,7 @@ def settle(daemon: "Daemon", at: Placed, known: Known) -> None:
     """Decide about an entry in reaping/<me>; the runner need not keep what is decided."""
     mine = {(at.entry.unit, at.entry.attempt), *(regain.keys_of(known, at.entry).values() if at.entry.chunk else ())}
     if decide(daemon, at, known) is not Answer.UNKNOWN:
-        for key in mine & known.jobs.keys():
+        for key in sorted(mine & known.jobs.keys(), key=str):
             forget(daemon, key)
 
 

@@ -222,7 +222,7 @@ class Spool:
 
     def make_durable(self, places: Iterable[Placed]) -> None:
         """Let the names of entries survive a power loss of the server, which may be this machine."""
-        for place in {place for at in places for place in (at.place, *([at.top] if at.entry.chunk else []))}:
+        for place in sorted({place for at in places for place in (at.place, *([at.top] if at.entry.chunk else []))}):
             with contextlib.suppress(FileNotFoundError):  # emptied by nodes and swept: further along than durable
                 fsops.sync_directory(f"{self.root}/{place}")
 

@@ -231,8 +231,8 @@ GUARDS = (
         (
             Change(
                 "deliver.py",
-                "    for item in items:\n        if not item.requeue:\n            sync_outputs(item)\n",
-                "    for item in items:\n        item.through = True\n        if not item.requeue:\n            sync_outputs(item)\n",
+                "    for item in items:\n        if not item.requeue:\n            sync_outputs(item, lost)\n",
+                "    for item in items:\n        item.through = True\n        if not item.requeue:\n            sync_outputs(item, lost)\n",
             ),
         ),
     ),

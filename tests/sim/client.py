@@ -223,6 +223,8 @@ class Client(Mount):
 
     def fsync(self, fd: int) -> None:
         file = self.files[fd]
+        if not (self.local or file.dirty or file.node.data or file.node.kind == "d"):
+            return  # nothing was written, so nothing is asked of the server
         self.flush(file)
         self.rpc("read", lambda: self.server.commit(file.node, file.path), file.path)
 
