@@ -258,7 +258,7 @@ def release_due(daemon: "Daemon", now: float) -> None:
         for at in daemon.spool.waiting("held"):
             if at.entry.held == "HR":
                 daemon.retries.setdefault((at.entry.unit, at.entry.gen), now + wait_s(daemon, at.entry.attempt))
-    due = {key for key, when in daemon.retries.items() if when <= now}
+    due = [key for key, when in daemon.retries.items() if when <= now]
     if not due:
         return
     released = []

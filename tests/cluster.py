@@ -196,7 +196,7 @@ class Cluster:
 
     def close(self) -> None:
         """Kill everything that this cluster started, jobs too."""
-        for _ in range(5):
+        for _ in range(200):  # whoever watches forks the one that was killed again, until it is killed itself
             left = 0
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):

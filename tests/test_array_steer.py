@@ -81,7 +81,8 @@ def test_when_enough_tasks_failed_no_more_are_started(cluster: Cluster):
     assert 0 != cluster.spoolq("wait", str(job)).returncode
     found = states(cluster, job)
     assert found["FAILED"].startswith("5-")
-    assert 3 <= len([run for run in marks(cluster) if 5 <= int(run[0]) <= 20]) <= 5  # what ran already may end
+    # on each cpu one may have ended, one be about to be written down, and one have begun, when the third is counted
+    assert 3 <= len([run for run in marks(cluster) if 5 <= int(run[0]) <= 20]) <= 3 + 2 * 3
     assert "400" in found["CANCELLED"]
     assert "--max-fails is 3" in cluster.ok("why", f"{job}_400")
     failed = int(found["FAILED"].partition("-")[2].partition(",")[0]) - 4
