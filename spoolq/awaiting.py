@@ -240,8 +240,11 @@ def lost(spool: Spool, pending: Collection[Unit]) -> dict[Unit, Outcome]:
         return found
     records = from_history(spool, {unit for unit in nowhere if isinstance(unit, int)})
     for unit in sorted(nowhere, key=id_of):
-        if isinstance(unit, int) and unit in records:
-            found[unit] = Outcome(unit, code_of(records[unit]), str(records[unit].get("state")))
+        record = records.get(unit) if isinstance(unit, int) else None
+        if of_one_task(record):
+            continue
+        if record is not None:
+            found[unit] = Outcome(unit, code_of(record), str(record.get("state")))
         else:
             sys.stderr.write(f"spoolq: job {unit}: no such job in {spool.root}\n")
             found[unit] = Outcome(unit, 1, "")
@@ -257,7 +260,7 @@ def _exists(spool: Spool, job_id: int) -> bool:
 
 
 def from_history(spool: Spool, ids: Collection[int]) -> dict[int, dict[str, Any]]:
-    """The records of the last attempts of some jobs."""
+    """The records of the last attempts of some jobs; of an array that of any of its tasks, see `of_one_task`."""
     from spoolq import history
 
     records: dict[int, dict[str, Any]] = {}
@@ -267,6 +270,16 @@ def from_history(spool: Spool, ids: Collection[int]) -> dict[int, dict[str, Any]
             if job_id in ids and record["attempt"] >= records.get(job_id, record)["attempt"]:
                 records[job_id] = record
     return records
+
+
+def of_one_task(record: Mapping[str, Any] | None) -> bool:
+    """
+    Whether a record is about one task of an array, and says nothing of the array.
+
+    Where entries are not seen, as by an NFS client that remembers for a minute that `done/0` is missing, nobody
+    knows how the array ended, or whether it has (simulation, seed 700809).
+    """
+    return record is not None and record.get("task") is not None
 
 
 def code_of(record: dict[str, Any]) -> int:

@@ -90,6 +90,8 @@ class Parents:
             return fate_of(at)
         except NotFound:
             record = awaiting.from_history(self.spool, {job_id}).get(job_id)
+        if awaiting.of_one_task(record):
+            return Fate(State.PENDING, started=True)
         state = State.__members__.get(str((record or {}).get("state")))
         return Fate(state, started=True) if state and state.ended else Fate(None)
 

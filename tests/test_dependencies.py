@@ -1,11 +1,12 @@
 """Jobs that wait for other jobs: real submissions, real nodes; and a daemon killed at every call."""
 
+import json
 import os
 import signal
 
 import pytest
 
-from spoolq import home, parents, steer, stored, ties
+from spoolq import awaiting, home, parents, steer, stored, ties
 from spoolq.depend import Condition
 from spoolq.entry import Entry
 from spoolq.spool import Spool
@@ -238,6 +239,15 @@ def test_a_child_whose_file_is_gone_is_not_held_for_ever(tmp_path, monkeypatch):
     world.serve()
 
     assert "done" == world.where(2)[0]
+
+
+@pytest.mark.parametrize(("task", "state"), [(None, State.COMPLETED), (7, State.PENDING)])
+def test_history_of_one_task_is_not_the_end_of_an_array_whose_entries_are_not_seen(spool, task, state):
+    """As on NFS, where a client remembers for a minute that done/0 is missing (simulation, seed 700809)."""
+    line = {"format": 1, "id": 1, "attempt": 1, "state": "COMPLETED", "exit_code": 0, "task": task}
+    spool.record("2026-01-01", "n1", [json.dumps(line).encode() + b"\n"])
+    assert state is parents.Parents(spool).fate(Condition("afterok", "1")).state
+    assert (task is None) == (1 in awaiting.lost(spool, [1]))
 
 
 def test_jobs_without_children_cost_no_call(tmp_path, monkeypatch):
