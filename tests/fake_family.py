@@ -47,6 +47,13 @@ class FakeRunner:
         self.jobs[key] |= {"state": "ended", "stage": "over", "ended": ended}
         self.out.append({"op": "ended", "id": key[0], "attempt": key[1], "ended": dict(ended)})
 
+    def end_running(self) -> None:
+        """Let all jobs that run end, and those that are started from now on."""
+        self.ends = True
+        for key, job in self.jobs.items():
+            if job["state"] == "running":
+                self.end(key)
+
     def handle(self, message: dict[str, Any]) -> None:
         """One message of the daemon."""
         if self.gone:

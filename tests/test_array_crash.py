@@ -184,10 +184,7 @@ def turns(world: World) -> None:
 def all_end(world: World) -> None:
     """What was asked for is done by a daemon; then all that runs ends."""
     turns(world)
-    world.runner.ends = True
-    for key, job in world.runner.jobs.items():
-        if job["state"] == "running":
-            world.runner.end(key)
+    world.runner.end_running()
 
 
 def test_a_task_that_lends_and_is_killed_with_its_children_by_a_daemon_that_dies_at_every_call(tmp_path, monkeypatch):

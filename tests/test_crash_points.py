@@ -280,10 +280,7 @@ def then_all_end(verify: Callable[[World], None]) -> Callable[[World], None]:
 
     def after(world: World) -> None:
         verify(world)
-        world.runner.ends = True
-        for key, job in world.runner.jobs.items():
-            if job["state"] == "running":
-                world.runner.end(key)
+        world.runner.end_running()
 
     return after
 
