@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 import spoolq
+from tests import jitter
 
 PATIENCE_S = 120.0  # generous: the machine may be busy; nothing here asserts how long something takes
 
@@ -40,6 +41,8 @@ class Cluster:
         self.env |= {"HOME": base, "SPOOLQ_TEST_CLUSTER": base, "PYTHONUNBUFFERED": "1"}
         os.makedirs(f"{base}/tmp")
         self.nodes: list[subprocess.Popen[bytes]] = []
+        if jitter.LONGEST_S:
+            self.customise("from tests import jitter\njitter.everywhere()\n")
         self.ok("init", self.root)
         self.policy(grace_s=1, settle_s=0, min_free_mb=1)
 
@@ -53,16 +56,21 @@ class Cluster:
 
     def hurry(self, room: str, **values: float) -> None:
         """Other intervals in a room of all that is started from now on, where those of the product are long."""
+        self.customise(f"import spoolq.{room} as room\n" + "".join(f"room.{k} = {v}\n" for k, v in values.items()))
+
+    def customise(self, code: str) -> None:
+        """Python that all that is started from now on runs first."""
         site = f"{self.base}/site"
         os.makedirs(site, exist_ok=True)
         with open(f"{site}/sitecustomize.py", "a", encoding="ascii") as file:
-            file.write(f"import spoolq.{room} as room\n" + "".join(f"room.{k} = {v}\n" for k, v in values.items()))
+            file.write(code)
         self.env["PYTHONPATH"] = os.pathsep.join([site, str(Path(spoolq.__file__).parent.parent)])
 
     # --- commands
 
     def spoolq(self, *words: str, stdin: str = "", cwd: str | None = None, env: dict[str, str] | None = None) -> Any:
         """Run a command to its end: a CompletedProcess with texts."""
+        jitter.pause()
         return subprocess.run(
             [sys.executable, "-m", "spoolq", *words],
             input=stdin,
@@ -121,14 +129,17 @@ class Cluster:
     # --- looking
 
     def until(self, done: Callable[[], Any], what: str) -> Any:
-        """Wait for something, with patience."""
+        """Wait for something, with patience; what it looks into need not be there yet."""
         end = time.monotonic() + PATIENCE_S
-        while not (value := done()):
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                if value := done():
+                    jitter.pause()
+                    return value
             if time.monotonic() > end:
                 logs = "".join(f"--- {n}\n" for n in os.listdir(self.base))
                 raise AssertionError(f"waited in vain: {what}\n{logs}{self.tree()}")
             time.sleep(0.02)
-        return value
 
     def tree(self) -> str:
         """Where the entries are, and what nodes said: for messages."""

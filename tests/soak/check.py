@@ -246,12 +246,7 @@ class Judge:
             return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
-        return (rule != "N" and died) or (rule == "Y" and (bool(seen) or self.fenced(job, before.attempt)))
-
-    def fenced(self, job: int, attempt: int) -> bool:
-        """Whether its node gave it up of itself: a machine under much load may be as late as one that is cut off."""
-        records = [one for one in self.world.history if (one["id"], one["attempt"]) == (job, attempt)]
-        return any(str(one.get("reason")).startswith("lost: this node could not reach") for one in records)
+        return (rule != "N" and died) or (rule == "Y" and bool(seen))
 
     def failed(self, job: int, attempt: int) -> bool:
         """Whether an attempt ended as a failure, by what was written of it, or by its own word."""
@@ -322,8 +317,9 @@ class Judge:
             return plan is not None and plan.limit_s is not None
         if state == "NODE_FAIL":
             died = any(fault.kind in DEATHS for fault in faults)
-            if reason.startswith("lost: this node") and plan is not None and plan.rule == "Y":
-                return True  # with no fault either, see `fenced`
+            fenced = reason.startswith("lost: this node") and plan is not None and plan.rule == "Y"
+            if fenced and faults:
+                return True
             killed = sum(fault.killed for fault in faults)  # with a full disk the runner alone knew
             return died or killed >= FAMILY or (killed > 0 and any(fault.kind == "disk" for fault in faults))
         if reason.startswith("output"):

@@ -22,6 +22,7 @@ from tests.soak.book import Book
 from tests.soak.check import Verdict, World, check
 from tests.soak.faults import Faults
 from tests.soak.node import HERE, Node, containment, read
+from tests.soak.pulse import Pulse
 from tests.soak.users import User
 
 POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, "retry_s": 1, "min_free_mb": 2}
@@ -122,6 +123,9 @@ class Soak:
             for i in range(self.options.users)
         ]  # fmt: skip
         threads = [threading.Thread(target=user.live, name=f"user {i}") for i, user in enumerate(users)]
+        pulse = Pulse(self.book, self.root, names, POLICY["fence_s"])
+        heart = threading.Thread(target=pulse.watch, name="pulse", daemon=True)
+        heart.start()
         chaos = threading.Thread(target=self.faults.run, args=(self.names, self.options.gap_s), name="faults")
         if self.names:
             threads.append(chaos)
@@ -137,6 +141,8 @@ class Soak:
                 thread.join()
         self.say("peace: no more work, no more faults")
         stuck = self.peace(users[0])
+        pulse.stopping.set()
+        heart.join()
         return self.judge(stuck)
 
     def wait(self, seconds: float) -> None:
