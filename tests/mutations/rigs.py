@@ -1,7 +1,7 @@
 """The rigs that look for a lost or doubled job, as commands; each takes about a minute on a quiet machine."""
 
 PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider")
-ROOMS = ("fsops", "spool", "lease", "peers", "recovery", "requests", "supervise")
+ROOMS = ("fsops", "spool", "lease", "peers", "recovery", "requests", "supervise", "durable")
 
 RIGS: dict[str, tuple[str, ...]] = {
     "rooms": (*PYTEST, *(f"tests/test_{name}.py" for name in ROOMS)),
