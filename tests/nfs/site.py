@@ -213,10 +213,11 @@ class Site:
         self.until(f"{count} jobs on {node}", lambda: len(self.ran([node]).starts) >= count)
 
     def verdict(self, patience_s: float = PATIENCE_S) -> Verdict:
-        """Wait until nothing waits or runs, and every result is there; then compare."""
-        left = ""
-        end = time.monotonic() + patience_s
-        while time.monotonic() < end and (left := self.tree()):
+        """Wait until nothing waits or runs, or moves for so long, and every result is there; then compare."""
+        before, end = "", time.monotonic() + patience_s
+        while (left := self.tree()) and (left != before or time.monotonic() < end):
+            if left != before:
+                before, end = left, time.monotonic() + patience_s
             time.sleep(1)
         spool = self.collect()
         while time.monotonic() < end and not all(self._has_result(spool, name) for _, name in spool["entries"]):
