@@ -575,6 +575,44 @@ def test_a_start_that_hangs_before_its_exec_was_not_never_carried_out(tmp_path, 
     os.waitpid(child, 0)
 
 
+def ended_unreaped(*words):
+    """A child, leader of its session, that nobody waits for yet."""
+    child = subprocess.Popen(words, start_new_session=True)
+    wait_until(lambda: process.read_stat(child.pid).state == "Z", "a zombie")
+    return child
+
+
+def looking(tmp_path, *stats):
+    """A takeover that finds these processes."""
+    taken = takeover.Takeover.__new__(takeover.Takeover)
+    taken.kin = SimpleNamespace(alone=False, ancestors=lambda: [os.getpid()], state_dir=str(tmp_path))
+    taken._candidates = lambda _: stats
+    return taken
+
+
+def test_a_start_that_ends_while_it_is_looked_for_was_not_never_carried_out(tmp_path):
+    # on a busy machine: it ended between two looks at it, and before its watcher had written that down
+    child = ended_unreaped("true")
+    stat = process.read_stat(child.pid)
+    taken = looking(tmp_path, stat._replace(state="S"))
+    assert (child.pid, stat.born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
+    child.wait()
+    assert (0, 0) == taken._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
+
+
+def test_a_daemon_is_not_taken_for_its_job_that_has_ended_and_that_no_watcher_has_waited_for(tmp_path):
+    child = ended_unreaped("true")
+    marks = {"SPOOLQ_FAMILY": str(tmp_path), "SPOOLQ_JOB_ID": "1", "SPOOLQ_ATTEMPT": "1"}
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True, env=marks)
+    stats = [process.read_stat(pid) for pid in (child.pid, left.pid)]
+    taken = looking(tmp_path, *stats)
+    assert (child.pid, stats[0].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+    child.wait()
+    assert (left.pid, stats[1].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+    left.kill()
+    left.wait()
+
+
 def test_the_heir_is_found_although_the_list_of_children_is_short(tmp_path, monkeypatch):
     """The kernel leaves some out while others end; a second runner would be forked."""
     monkeypatch.setattr(process, "children", lambda pid: [])
