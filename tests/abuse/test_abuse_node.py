@@ -61,6 +61,12 @@ def drop(cluster: Cluster, name: bytes, data: bytes) -> bytes:
     return path
 
 
+def full_directory(cluster: Cluster, path: str) -> None:
+    """Put one there by a rename too: of an empty one the node may be through before anything is in it."""
+    os.makedirs(f"{cluster.base}/directory/inside")
+    os.rename(f"{cluster.base}/directory", path)
+
+
 def plain(text: bytes | str) -> bool:
     """Whether a terminal may be given it."""
     text = text.decode() if isinstance(text, bytes) else text
@@ -107,7 +113,7 @@ def test_dropped_files_that_are_no_jobs_are_rejected_with_a_reason_and_the_node_
     os.symlink("/etc/shadow", f"{top}/link.sh")
     os.symlink("nowhere", f"{top}/dangling.sh")
     os.mkfifo(f"{top}/fifo.sh")
-    os.makedirs(f"{top}/directory.sh/inside")
+    full_directory(cluster, f"{top}/directory.sh")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{top}/socket.sh")
     extra = 5
@@ -153,7 +159,7 @@ def test_a_node_serves_on_among_foreign_things(cluster: Cluster):
             os.mkfifo(f"{root}/{place}")
         with open(f"{root}/{place}.file", "w") as file:
             file.write("foreign")
-    os.makedirs(f"{root}/nodes/n1/control/directory/inside")
+    full_directory(cluster, f"{root}/nodes/n1/control/directory")
     for kind in (b"junk\0", b"[" * 60_000, b"[]"):
         with open(f"{root}/nodes/n1/control/junk{len(kind)}", "wb") as file:
             file.write(kind)
