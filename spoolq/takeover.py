@@ -100,23 +100,29 @@ class Takeover:
         """
         (pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0).
 
-        A child that hangs before its exec is the job too: it may yet begin, so it did not "never start".
+        A child that hangs before its exec is the job too: it may yet begin, so it did not "never start". And so is one
+        that ends while it is looked at, whose environment is gone before a watcher has written down its end.
         """
         give_up = time.monotonic() + _UNBORN_S
         family = {os.getpid(), *self.kin.ancestors()}
         marker = (self.kin.state_dir, str(run.id), str(run.attempt))
         while True:
-            unborn, zombies = (0, 0), []
+            living, unborn, zombies = (0, 0), (0, 0), []
             for stat in self._candidates(family):
                 if stat.born < earliest or stat.pid in known or stat.pid in family:
                     continue
-                if stat.state == "Z":
-                    if stat.session == stat.pid:
-                        zombies.append((stat.pid, stat.born))
-                elif enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
-                    return stat.pid, stat.born
+                if enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
+                    living = living if living[0] else (stat.pid, stat.born)
+                    continue
+                now = process.read_stat(stat.pid)  # of one that is gone by now a watcher has written down the end
+                if now and now.state == "Z":
+                    if now.session == now.pid:
+                        zombies.append((now.pid, now.born))
                 elif stat.parent in family and process.same_program(stat.pid):
                     unborn = (stat.pid, stat.born)
+            if living[0]:  # perhaps a daemon that the job left behind
+                elder = [(pid, birth) for pid, birth in zombies if (birth, pid) < (living[1], living[0])]
+                return elder[0] if len(elder) == 1 else living
             if unborn[0] and time.monotonic() < give_up:
                 time.sleep(0.01)
                 continue

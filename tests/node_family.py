@@ -16,12 +16,14 @@ DEADLINE_S = 120.0  # generous: a loaded machine is slow, and nothing here waits
 
 
 def wait_until(holds, what="it"):
-    """Poll until something holds; its value."""
+    """Poll until something holds; its value. What it looks into need not be there yet."""
     give_up = time.monotonic() + DEADLINE_S
-    while not (value := holds()):
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            if value := holds():
+                return value
         assert time.monotonic() < give_up, f"{what} did not come true"
         time.sleep(0.01)
-    return value
 
 
 def gone(pid):
@@ -62,7 +64,7 @@ class Node:
         self.known = self.connect()
 
     def connect(self):
-        """(Re)connect and say hello; the `known` message."""
+        """(Re)connect and say hello; the `known` message, of which the ends count as told."""
         os.environ.pop("SPOOLQ_TEST_DIE", None)
         if self.hook:
             os.environ["SPOOLQ_TEST_DIE"] = self.hook
@@ -76,16 +78,17 @@ class Node:
         except Gone:
             self.family.close()
             return self.connect()
+        self.messages += [{"op": "ended", **job} for job in self.known["jobs"] if job["state"] == "ended"]
         return self.known
 
     def reconnect(self):
-        """As a restarted daemon."""
+        """As a restarted daemon: what ended before its hello is in `known`, and told in no other way."""
         self.family.close()
         self.messages = [m for m in self.messages if m["op"] == "ended"]
         return self.connect()
 
     def pump(self, timeout_s=0.1):
-        """Take in what has come; connect anew if the runner is gone, and count what is known as told."""
+        """Take in what has come; connect anew if the runner is gone."""
         try:
             self.family.flush()
             wait_for(self.family, timeout_s)
@@ -93,9 +96,6 @@ class Node:
         except Gone:
             self.family.close()
             self.connect()
-            for job in self.known["jobs"]:
-                if job["state"] == "ended":
-                    self.messages.append({"op": "ended", **job})
 
     def _next(self, op):
         give_up = time.monotonic() + DEADLINE_S

@@ -55,7 +55,7 @@ class Node(threading.Thread):
 
     def __exit__(self, *_):
         self.over.set()
-        self.join(10)
+        self.join()
         for process, _ in self.running.values():
             process.kill()
             process.wait()

@@ -62,6 +62,7 @@ def test_descriptors_come_with_their_message_and_close_on_exec(ends):
 
 def test_what_cannot_be_sent_now_is_kept_with_its_descriptors(ends):
     left, right = ends
+    left.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)  # whatever this machine's default is
     text = encode({"text": "x" * 100_000, "fds": 1})
     for _ in range(30):
         fd = os.open(os.devnull, os.O_RDONLY)

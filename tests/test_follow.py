@@ -20,12 +20,15 @@ from . import play
 from .node_family import wait_until
 
 PACKAGE_ROOT = str(Path(spoolq.__file__).parent.parent)
+PATIENCE_S = 600.0
 
 
 @pytest.fixture(autouse=True)
 def place(spool, tmp_path, monkeypatch):
     monkeypatch.setenv("SPOOLQ_DIR", spool.root)
     monkeypatch.delenv("SPOOLQ_SUB_OPTS", raising=False)
+    for name in ("SILENT_S", "LINGER_S"):  # a busy machine is no reason to say so, nor to leave without the end
+        monkeypatch.setattr(follow, name, PATIENCE_S)
     play.announce(spool)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -50,12 +53,15 @@ def sub(*words):
 
 
 @pytest.fixture
-def start():
-    """Start a command as a process of its own."""
+def start(tmp_path):
+    """Start a command as a process of its own, as patient as those in this one."""
     started = []
+    (tmp_path / "site").mkdir()
+    patient = f"import spoolq.follow as room\nroom.SILENT_S = room.LINGER_S = {PATIENCE_S}\n"
+    (tmp_path / "site/sitecustomize.py").write_text(patient)
 
     def start(*words, **kwargs):
-        env = {**os.environ, "PYTHONPATH": PACKAGE_ROOT}
+        env = {**os.environ, "PYTHONPATH": f"{tmp_path}/site:{PACKAGE_ROOT}"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | kwargs
         started.append(subprocess.Popen([sys.executable, "-m", "spoolq", *words], env=env, **pipes))
         return started[-1]
@@ -324,6 +330,7 @@ def test_another_is_started_when_it_is_gone_but_not_before(spool, fake_spawn, mo
     from spoolq import where
 
     play.announce(spool, state="stopped")
+    monkeypatch.setattr(embedded, "START_S", PATIENCE_S)
     keeper = embedded.Embedded(where.find(spool.root))
     monkeypatch.setattr(keeper, "_reap", lambda: None)
     keeper.ensure()

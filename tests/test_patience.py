@@ -117,7 +117,8 @@ def test_what_waits_on_purpose_waits_on(cluster, hung, words):
 def test_a_node_waits_on_and_serves_again(cluster, hung):
     """Found on real NFS: it ended itself after five seconds, and its lease with it."""
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, beat_s=0.2)
-    node = hang.start(cluster.env, "node", "--cpus", "4", "--mem", "8G", cwd=cluster.base)
+    # more than the machine has: what others use of it is no matter
+    node = hang.start(cluster.env, "node", "--cpus", "4", "--mem", "900G", cwd=cluster.base)
     try:
         said(node, "up node=")
         with hung.lasting():
@@ -132,10 +133,8 @@ def test_a_node_waits_on_and_serves_again(cluster, hung):
 
 def test_a_wait_that_was_given_a_time_ends_with_its_own_code(cluster, hung):
     cluster.sub("true")
-    waiting = hang.start(cluster.env, "wait", "--timeout", "8s", "1", cwd=cluster.base)
-    cluster.until(lambda: waiting.poll() is not None or hang.resting(waiting.pid), "it waits")
-    with hung.lasting():
-        code, _, err = ended(waiting)
+    with hung.lasting():  # from its first look at the job on, so that its time cannot be over before
+        code, _, err = call(cluster, "wait", "--timeout", "3s", "1", **{CALLS: "listdir"})
     assert 124 == code, err
     assert "time is over" in err
 
@@ -166,7 +165,7 @@ def test_a_slow_spool_is_no_hang(cluster, hung):
     os.mkfifo(fifo)
     process = subprocess.Popen(
         [sys.executable, "-c", slow],
-        env=cluster.env | {"SLOW": fifo, "SPOOLQ_PATIENCE": "2"},
+        env=cluster.env | {"SLOW": fifo, "SPOOLQ_PATIENCE": "5"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -174,7 +173,7 @@ def test_a_slow_spool_is_no_hang(cluster, hung):
     while process.poll() is None:
         with contextlib.suppress(OSError):
             if hang.stuck(process.pid):
-                time.sleep(0.6)
+                time.sleep(1.5)
                 os.close(os.open(fifo, os.O_RDWR | os.O_NONBLOCK))
                 answers += 1
         time.sleep(0.02)

@@ -14,6 +14,13 @@ from spoolq.process import Handle, Stat
 from .node_family import gone, wait_until
 
 
+@pytest.fixture(autouse=True)
+def no_others():
+    """`peek` shows any child: also one that another test left."""
+    while end := process.peek():
+        process.reap(end.pid)
+
+
 @pytest.fixture
 def sleeper():
     """A process of its own session."""
@@ -122,15 +129,14 @@ def test_a_tree_is_session_group_descendants_and_marked_orphans():
 
 
 def test_no_process_escapes_from_being_killed_by_forking():
-    code = "import os\nfor i in range(40):\n  os.fork() and os._exit(0)\n  os.setsid()\nimport time; time.sleep(600)"
-    made = subprocess.Popen([sys.executable, "-S", "-c", code], env={"MARK": "escape"})
+    # each lives on: what ends as soon as it has forked can be gone at each look, and no look is promised to be faster
+    code = "import os, time\nfor i in range(40):\n  os.fork() and time.sleep(600)\n  os.setsid()\ntime.sleep(600)"
+    mark = f"escape{os.getpid()}"
+    made = subprocess.Popen([sys.executable, "-S", "-c", code], env={"MARK": mark})
 
     def find():
-        stats = process.scan()
-        marked = [
-            p for p, s in stats.items() if s.state not in "ZX" and process.environment(p).get(b"MARK") == b"escape"
-        ]
-        return {pid: stats[pid].born for pid in marked}
+        living = [stat for stat in process.scan().values() if stat.state not in "ZX"]
+        return {s.pid: s.born for s in living if process.environment(s.pid).get(b"MARK") == mark.encode()}
 
     wait_until(find)
     process.kill_all(find)

@@ -20,6 +20,7 @@ from spoolq.watch import Watcher
 from .node_family import Node, contents, gone, touch, wait_until
 
 STUBBORN = "trap '' TERM; while :; do sleep 0.05; done"
+SAYS_SO = "trap '' TERM; echo deaf; while :; do sleep 0.05; done"  # when it is stubborn
 GREEDY = f"exec {sys.executable} -c 'import time; x = bytearray(200 << 20); print(1, flush=True); time.sleep(600)'"
 
 
@@ -138,14 +139,18 @@ def test_a_program_that_exits_with_127_is_no_launch_failure(node):
 
 
 def test_time_limit_kills_what_ignores_the_request(node):
-    node.start(1, f"{STUBBORN} & {STUBBORN}", limit_s=2.0, grace_s=0.3)  # the trap is set by then
+    node.start(1, f"{SAYS_SO} & {SAYS_SO}", limit_s=3600.0, grace_s=0.3)
+    wait_until(lambda: node.output().count("deaf") == 2, "both traps")
+    node.say("limits", 1, limit_s=0.1)
     ended = node.ended(1)
     assert (9, "timeout") == (ended["signal"], ended["reason"])
     wait_until(lambda: len(node.leftovers()) == 3, "only the family is left")
 
 
 def test_exit_0_within_the_grace_is_a_timeout_still(node):
-    node.start(1, "trap 'exit 0' TERM; while :; do sleep 0.05; done", limit_s=2.0)
+    node.start(1, "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done", limit_s=3600.0)
+    wait_until(lambda: "up" in node.output(), "the trap")
+    node.say("limits", 1, limit_s=0.1)
     assert (0, "timeout") == (node.ended(1)["exit_code"], node.ended(1)["reason"])
 
 
@@ -160,8 +165,8 @@ def test_a_tree_that_scatters_is_cancelled_whole(node):
 
 def test_a_suspended_job_can_be_cancelled_and_its_limit_stands_still(node):
     node.start(1, ["sleep", "600"], limit_s=3.0)
+    node.say("suspend", 1)  # at once: its time runs
     pid = node.pid(1)
-    node.say("suspend", 1)
     wait_until(lambda: process.read_stat(pid).state == "T")
     begun = time.monotonic()
     while time.monotonic() < begun + 3.5:
@@ -173,8 +178,8 @@ def test_a_suspended_job_can_be_cancelled_and_its_limit_stands_still(node):
 
 def test_a_resumed_job_goes_on_and_its_limit_too(node):
     node.start(1, ["sleep", "600"], limit_s=3.0)
+    node.say("suspend", 1)  # at once: its time runs
     pid = node.pid(1)
-    node.say("suspend", 1)
     wait_until(lambda: process.read_stat(pid).state == "T")
     node.say("resume", 1)
     assert "timeout" == node.ended(1)["reason"]
@@ -215,7 +220,7 @@ def test_what_outlives_its_job_is_ended(node):
 
 
 def test_orphans_of_a_job_that_still_runs_are_spared(node):
-    node.start(1, "(setsid sleep 600 &) ; echo up; sleep 600")
+    node.start(1, "(setsid sleep 600 &) ; echo up; sleep 600; :")  # some shells become the last command
     wait_until(lambda: "up" in node.output() and len(node.leftovers()) == 6)
     node.start(2, "exit 0")
     node.ended(2)
@@ -226,8 +231,9 @@ def test_orphans_of_a_job_that_still_runs_are_spared(node):
 
 
 def test_usage_never_goes_down_and_names_running_jobs(node):
-    node.start(1, [sys.executable, "-S", "-c", "for i in range(3000000): pass\nimport time; time.sleep(600)"])
-    node.pid(1)
+    code = "print('up', flush=True)\nfor i in range(3000000): pass\nimport time; time.sleep(600)"
+    node.start(1, [sys.executable, "-S", "-c", code])
+    wait_until(lambda: "up" in node.output(), "a job that holds something")
     last = 0.0
     for _ in range(3):
         node.family.send({"op": "usage"})
@@ -296,13 +302,13 @@ def test_a_runner_forked_after_a_kill_fences_without_word_from_a_daemon(node):
     node.start(2, "sleep 600")
     pids = node.pid(1), node.pid(2)
     node.family.lease(process.boottime() + 60, fence=process.boottime() + 1)
-    wait_until(lambda: os.path.exists(f"{node.dir}/fence"), "the note on the local disk")
+    wait_until(lambda: contents(f"{node.dir}/fence"), "the note on the local disk")
     node.family.close()
     os.kill(node.known["pid"], signal.SIGKILL)
     wait_until(lambda: gone(pids[0]), "the fence")
     assert not gone(pids[1])
     node.reconnect()
-    assert "lost" == (node.job(1)["ended"] or node.ended(1))["reason"]  # its process is gone before that is known
+    assert "lost" == node.ended(1)["reason"]  # its process is gone before that is known
 
 
 def test_orders_that_make_no_sense_do_no_harm():
@@ -362,12 +368,15 @@ def test_every_end_is_exact_when_the_runner_is_killed_with_50_jobs(node):
 
 
 def test_limits_and_orders_reach_adopted_jobs(node):
-    node.start(1, STUBBORN, limit_s=4.0, grace_s=0.2)
-    node.start(2, STUBBORN)
+    node.start(1, SAYS_SO, limit_s=3600.0, grace_s=0.2)
+    node.start(2, SAYS_SO)
     node.start(3, ["sleep", "600"])  # no shell: it may be between vfork and exec when it is stopped
     node.start(4, GREEDY, mem_mb=1000)
     pid = node.pid(3)
     node.pid(4)
+    wait_until(lambda: node.output().count("deaf") == 2, "both traps")
+    node.start(5, ["sleep", "600"], limit_s=4.0)
+    node.say("limits", 1, limit_s=4.0)
     node.say("suspend", 3)
     wait_until(lambda: process.read_stat(pid).state == "T")
     node.kill_runner()
@@ -379,6 +388,7 @@ def test_limits_and_orders_reach_adopted_jobs(node):
     node.say("limits", 4, mem_mb=20)
     assert "oom" == node.ended(4)["reason"]
     assert ("timeout", 9) == (node.ended(1)["reason"], node.ended(1)["signal"])
+    assert ("timeout", 15) == (node.ended(5)["reason"], node.ended(5)["signal"])
 
 
 @pytest.mark.parametrize("order", ["stop", "cont", "term"])
@@ -575,6 +585,44 @@ def test_a_start_that_hangs_before_its_exec_was_not_never_carried_out(tmp_path, 
     os.waitpid(child, 0)
 
 
+def ended_unreaped(*words):
+    """A child, leader of its session, that nobody waits for yet."""
+    child = subprocess.Popen(words, start_new_session=True)
+    wait_until(lambda: process.read_stat(child.pid).state == "Z", "a zombie")
+    return child
+
+
+def looking(tmp_path, *stats):
+    """A takeover that finds these processes."""
+    taken = takeover.Takeover.__new__(takeover.Takeover)
+    taken.kin = SimpleNamespace(alone=False, ancestors=lambda: [os.getpid()], state_dir=str(tmp_path))
+    taken._candidates = lambda _: stats
+    return taken
+
+
+def test_a_start_that_ends_while_it_is_looked_for_was_not_never_carried_out(tmp_path):
+    # on a busy machine: it ended between two looks at it, and before its watcher had written that down
+    child = ended_unreaped("true")
+    stat = process.read_stat(child.pid)
+    taken = looking(tmp_path, stat._replace(state="S"))
+    assert (child.pid, stat.born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
+    child.wait()
+    assert (0, 0) == taken._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
+
+
+def test_a_daemon_is_not_taken_for_its_job_that_has_ended_and_that_no_watcher_has_waited_for(tmp_path):
+    child = ended_unreaped("true")
+    marks = {"SPOOLQ_FAMILY": str(tmp_path), "SPOOLQ_JOB_ID": "1", "SPOOLQ_ATTEMPT": "1"}
+    left = subprocess.Popen(["sleep", "600"], start_new_session=True, env=marks)
+    stats = [process.read_stat(pid) for pid in (child.pid, left.pid)]
+    taken = looking(tmp_path, *stats)
+    assert (child.pid, stats[0].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+    child.wait()
+    assert (left.pid, stats[1].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+    left.kill()
+    left.wait()
+
+
 def test_the_heir_is_found_although_the_list_of_children_is_short(tmp_path, monkeypatch):
     """The kernel leaves some out while others end; a second runner would be forked."""
     monkeypatch.setattr(process, "children", lambda pid: [])
@@ -593,9 +641,12 @@ def test_the_heir_is_found_although_the_list_of_children_is_short(tmp_path, monk
 
 def test_of_a_family_that_died_whole_a_daemon_that_is_left_tells_no_end(node):
     """Found by the soak: such a job was COMPLETED when its daemon had ended, though it had failed."""
-    node.start(1, f"setsid sh -c 'while [ ! -e {node.made}/go ]; do sleep 0.05; done' & sleep 0.3; exit 36")
+    wait = f"while [ ! -e {node.made}/%s ]; do sleep 0.05; done"
+    node.start(1, f"setsid sh -c 'echo up; {wait % 'go'}' & {wait % 'end'}; exit 36")
     pid = node.pid(1)
+    wait_until(lambda: "up" in node.output(), "the daemon that it leaves")
     node.kill_all()
+    touch(node.made + "/end")
     wait_until(lambda: gone(pid), "the job's end")
     for name in os.listdir(node.dir):  # as if it had been killed before it wrote this
         if name.startswith("runner.") and not name.endswith(".sock"):
@@ -632,7 +683,9 @@ def test_reexec_keeps_jobs_and_pids(node):
     pids = node.whole()
     for _ in range(2):
         node.family.send({"op": "reexec"})
-        wait_until(lambda: node.pump() or b"--role=runner" in contents(f"/proc/{pids[0]}/cmdline").encode())
+        told = node.family
+        wait_until(lambda: node.pump() or node.family is not told, "a runner that has hung up")
+        wait_until(lambda: b"--role=runner" in contents(f"/proc/{pids[0]}/cmdline").encode())
         wait_until(lambda: all(b"--role=watch" in contents(f"/proc/{p}/cmdline").encode() for p in pids[1:]))
         assert pids == node.whole()
     assert 2 == node.job(3)["ended"]["exit_code"]
@@ -755,9 +808,9 @@ def group():
 
 @pytest.mark.cgroup
 def test_a_job_in_a_control_group_is_frozen_killed_and_cleared_up(node, group):
-    node.start(1, f'(setsid env -i sh -c "{STUBBORN}" &) ; echo up; {STUBBORN}', cgroup=group)
+    node.start(1, f'(setsid env -i sh -c "{STUBBORN}" &) ; {SAYS_SO}', cgroup=group)
     pid = node.pid(1)
-    wait_until(lambda: "up" in node.output() and len(cgroup.tree_of(group)) >= 2)
+    wait_until(lambda: "deaf" in node.output() and len(cgroup.tree_of(group)) >= 2)
     node.say("suspend", 1)
     wait_until(lambda: "frozen 1" in contents(f"{group}/cgroup.events"))
     node.say("resume", 1)
