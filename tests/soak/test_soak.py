@@ -236,6 +236,15 @@ def test_what_was_done_to_a_job_explains_its_end():
     assert ["untrue"] == kinds(world(results={7: result(exit_code=3)}, truth=[], asked=asked))
 
 
+def test_a_death_explains_no_end_that_was_seen_before():
+    """A job is over when it has said its last word, which it says when its end is on a disk, however slow that is."""
+    lost, power = {7: result(state="NODE_FAIL", exit_code=None)}, [Fault("power", "n1", 15.0, 15.0)]
+    over = Line("over", 12.1, 7, 1, "n1", TOKEN)
+    assert ["untrue"] == kinds(world(results=lost, truth=[start(), end(), over], faults=power))
+    assert [] == kinds(world(results=lost, truth=[start(), end(), over._replace(at=14.9)], faults=power))
+    assert [] == kinds(world(results=lost, truth=[start(), end()], faults=power))
+
+
 def test_only_a_job_that_may_run_elsewhere_is_fenced():
     fenced = {
         "state": "NODE_FAIL",
@@ -253,10 +262,10 @@ def test_only_a_job_that_may_run_elsewhere_is_fenced():
 def test_a_beat_that_comes_late_is_a_fault(tmp_path):
     book = Book(str(tmp_path / "diary"), 1)
     pulse = Pulse(book, "/spool", ["n1"], fence_s=5.0)
-    for at in (100.0, 101.0, 104.9, 109.0, 110.0):
+    for at in (100.0, 101.0, 103.4, 106.0, 107.0):
         pulse.beat("n1", at)
 
-    assert [Fault("late", "n1", 104.9, 109.0)] == book.faults
+    assert [Fault("late", "n1", 103.4, 106.0)] == book.faults
 
 
 def test_two_kills_in_the_family_excuse_no_unknown_end():

@@ -5,8 +5,9 @@ The program of every job: does what its words say, and tells the truth about it 
 
 CODE below 0 is a signal that it sends itself. FLAGS: f forks, d is deaf to SIGTERM, l leaves a child behind,
 e writes to stderr too. TRUTH is a directory: `truth.jsonl` gets one line at the start, one about every half
-second and one before the end; `locks/TOKEN` is locked as long as anything of the job's tree lives, so that
-the kernel itself says whether two executions overlapped.
+second, one before the end, and a last one when that is on the disk, which may take its time; `locks/TOKEN` is
+locked as long as anything of the job's tree lives, so that the kernel itself says whether two executions
+overlapped.
 Uses the standard library only and no package, since it starts thousands of times.
 """
 
@@ -112,12 +113,14 @@ def main(directory: str, token: str, seconds: float, code: int, size: int, flags
         write(text[size // 2 :])
     except OSError as error:
         truth.tell("end", code=TORN, signal=None, sha="", size=size, torn=error.strerror)
+        truth.tell("over", sync=False)
         return TORN
     for pid in pids:
         os.waitpid(pid, 0)
     number = -code if code < 0 else None
     sha = hashlib.sha256(text).hexdigest()
     truth.tell("end", code=None if number else code, signal=number, sha=sha, size=size, torn="")
+    truth.tell("over", sync=False)
     if number:
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
         os.kill(os.getpid(), number)
