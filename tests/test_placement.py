@@ -210,6 +210,8 @@ def test_nobody_is_told_what_changed_while_nobody_else_is_there(world: World):
     said(world, "a")
     node.placement.look(NOW)
     world.submit()
+    for part in ("news", "beat"):  # not in the turn itself, however long ago the last one was
+        node.set_due(part, NOW)
     world.turn(node, "queue")
     assert node.placement.news()
     node.set_due("news", 1.0)
