@@ -264,6 +264,7 @@ def test_a_beat_that_comes_late_is_a_fault(tmp_path):
     pulse = Pulse(book, "/spool", ["n1"], fence_s=5.0)
     for at in (100.0, 101.0, 103.4, 106.0, 107.0):
         pulse.beat("n1", at)
+    book.close()
 
     assert [Fault("late", "n1", 103.4, 106.0)] == book.faults
 
