@@ -47,7 +47,11 @@ class Told(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What a job says of itself; `kind` is start, alive, end, or over: what it said of its end is on the disk."""
+    """
+    What a job says of itself; `kind` is start, alive, end, or over: what it said of its end is on the disk.
+
+    `born` is when its process was made, which may be long before its first word.
+    """
 
     kind: str
     at: float
@@ -61,6 +65,7 @@ class Line(NamedTuple):
     size: int = 0
     sha: str = ""
     torn: str = ""
+    born: float = 0.0
 
 
 class Asked(NamedTuple):
@@ -246,6 +251,9 @@ class Judge:
             return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
+        # of a family that dies whole while it starts a job nobody knows whether it did: by its rule, as after a death
+        born = before.born or before.at
+        died |= sum(fault.killed for fault in seen if fault.since - LAST_S <= born <= fault.until) >= FAMILY
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
 
     def failed(self, job: int, attempt: int) -> bool:

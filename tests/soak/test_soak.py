@@ -138,6 +138,17 @@ def test_silence_is_enough_only_for_those_who_said_yes():
     assert [] == kinds(twice("Y", faults=silence))
 
 
+def test_a_family_that_dies_whole_while_it_starts_a_job_leaves_that_to_its_rule():
+    """Nobody lived to write that it had started: it may have, or not."""
+
+    def seen(rule: str, born: float, killed: int) -> list[str]:
+        truth = [start(10.0, born=born), start(15.0, 2), end(17.0, 2)]
+        return kinds(twice(rule, truth=truth, faults=[Fault("kill-several", "n1", 9.5, 9.6, killed)]))
+
+    assert [[], [], ["duplicated"]] == [seen(rule, 9.55, 3) for rule in "CYN"]
+    assert [["duplicated"]] * 3 == [seen("C", 9.55, 2), seen("C", 8.0, 3), seen("C", 9.7, 3)]
+
+
 def test_a_user_may_have_it_run_again():
     assert [] == kinds(twice("N", asked=[Asked("requeue", 7, 13.0, 13.1, "requeued")]))
     assert ["duplicated"] == kinds(twice("N", asked=[Asked("requeue", 7, 16.0, 16.1, "requeued")]))

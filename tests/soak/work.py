@@ -53,6 +53,12 @@ class Truth:
         if sync:
             os.fsync(self.fd)
 
+    def born(self) -> float:
+        """When this process was made, before it became this program."""
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
     def overlaps(self) -> bool:
         """Whether something of another execution lives; the lock is ours and our children's from now on."""
         self.lock = os.open(f"{self.directory}/locks/{self.token}", os.O_RDWR | os.O_CREAT, 0o600)
@@ -101,7 +107,7 @@ def main(directory: str, token: str, seconds: float, code: int, size: int, flags
     if "d" in flags:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     truth = Truth(directory, token)
-    truth.tell("start", overlap=truth.overlaps(), size=size)
+    truth.tell("start", overlap=truth.overlaps(), size=size, born=truth.born())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pids = children(flags, seconds, truth.lock)
     text = lines(token, size)
