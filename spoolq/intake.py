@@ -170,7 +170,7 @@ class Intake:
         now_facts = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
         seen = self._seen.get(name)
         if seen is None or seen.facts != now_facts:
-            self._seen[name] = seen = _Seen(now_facts, now)
+            self._seen[name] = seen = _Seen(now_facts, time.monotonic())  # long after `now`, if the spool is slow
             # whoever renames a finished file in and ends it with the trailer need not wait
             return bool(facts.st_size) and self._has_trailer(path)
         age = now - seen.since

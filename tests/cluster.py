@@ -101,7 +101,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self.base,
-            env=self.env,
+            env={"SPOOLQ_PATIENCE": str(PATIENCE_S)} | self.env,  # as above, unless a test says otherwise
         )
 
     def node(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spoolq import awaiting, host
+from spoolq import awaiting, fsops, host, intake
 from tests.world import World
 
 HOUR = 3600.0
@@ -66,3 +66,24 @@ def test_a_command_that_waits(spool, monkeypatch):
     monkeypatch.setattr(awaiting, "ended_now", look)
     assert {7: "ended"} == awaiting.until_ended(spool, [7])
     assert max(slept) <= awaiting.MOST_S
+
+
+def test_a_dropped_file_is_the_same_since_it_was_seen(world: World, monkeypatch):
+    """A node that was held up before the first of two looks does not take what was written a moment ago."""
+    node, clock = world.up(), [1000.0]
+    node.intake.settle_s = 2.0
+    monkeypatch.setattr(intake.time, "monotonic", lambda: clock[0])
+    with open(f"{world.root}/drop/a.sh", "w") as file:
+        file.write("#!/bin/sh\n")
+
+    def late(path, real=fsops.look):
+        monkeypatch.setattr(fsops, "look", real)
+        clock[0] += 3.0
+        return real(path)
+
+    monkeypatch.setattr(fsops, "look", late)
+    taken = [node.intake.step(clock[0])]
+    for seconds in (0.5, 1.6):
+        clock[0] += seconds
+        taken.append(node.intake.step(clock[0]))
+    assert [0, 0, 1] == taken

@@ -16,7 +16,7 @@ from spoolq.errors import UsageError
 from spoolq.job import Job
 from spoolq.live import Live
 from spoolq.spool import Placed, Spool
-from tests.cluster import Cluster
+from tests.cluster import Cluster, read
 from tests.desk import put, run
 from tests.test_crash_points import explore_node, running
 from tests.world import World
@@ -92,11 +92,10 @@ def test_a_restarted_daemon_knows_who_waits_and_a_killed_command_lends_nothing(c
     cluster.node(cpus=1)
     cluster.until(lambda: cluster.facts("n1").get("lent"), "the new daemon has found the request")
     assert "COMPLETED" == cluster.result(cluster.sub("true"))["state"]
-    with open(f"{cluster.base}/pid") as file:
-        os.kill(int(file.read()), signal.SIGKILL)
+    os.kill(int(cluster.until(lambda: read(f"{cluster.base}/pid"), "the shell has told")), signal.SIGKILL)
 
     cluster.until(lambda: not cluster.facts("n1")["lent"], "the daemon sees that nobody waits")
-    assert [] == os.listdir(f"{cluster.root}/nodes/n1/control")
+    cluster.until(lambda: not os.listdir(f"{cluster.root}/nodes/n1/control"), "the request is gone")
     touch(f"{cluster.base}/end")
     assert "COMPLETED" == cluster.result(parent)["state"]
 

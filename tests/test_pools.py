@@ -394,6 +394,9 @@ def world(tmp_path, monkeypatch):
     made.close()
 
 
+GAP_S = 1e6  # nothing is due by itself
+
+
 def up(world, name="n1", gap_s=0.0):
     """A node; with a gap as on a network file system."""
     node = world.up(name, state=f"{world.state}.{name}")
@@ -418,7 +421,7 @@ def look(node):
 
 
 def test_a_claim_waits_until_it_is_certain(world, states):
-    node = up(world, gap_s=0.5)
+    node = up(world, gap_s=GAP_S)
     job = world.submit(1, wants=WANTS)
     world.turn(node, "queue")
 
@@ -426,7 +429,7 @@ def test_a_claim_waits_until_it_is_certain(world, states):
     assert [] == world.runner.starts
     assert (0, 1000) == (claim.free(node)[POOL], claim.free(node)["cpus"]), "what it wants is not lent again"
     world.turn(node, "queue", "beat", "control")
-    assert [] == world.runner.starts, "not before a listing that begins half a second later, nor taken for a ghost"
+    assert [] == world.runner.starts, "not before a listing that begins later, nor taken for a ghost"
     look(node)
     assert [] == world.runner.starts, "one listing is not enough"
     look(node)
@@ -434,8 +437,9 @@ def test_a_claim_waits_until_it_is_certain(world, states):
     assert [] == node.pending.items
 
 
-def test_too_many_at_once_and_the_later_gives_back(world, states):
-    first, second = up(world, "n1", 0.5), up(world, "n2", 0.5)
+def test_too_many_at_once_and_the_later_gives_back(world, states, monkeypatch):
+    monkeypatch.setattr("spoolq.pending.REST_S", (1e6, 1e6))
+    first, second = up(world, "n1", GAP_S), up(world, "n2", GAP_S)
     ids = [world.submit(1, wants=WANTS), world.submit(1, wants=WANTS)]
     for node, keep in ((second, ids[1]), (first, ids[0])):  # each has seen only its own
         node.candidates = [at for at in node.queue.look() if at.entry.id == keep]
@@ -455,7 +459,7 @@ def test_too_many_at_once_and_the_later_gives_back(world, states):
 
 def test_a_daemon_that_dies_or_stops_meanwhile_leaves_it_to_others(world, states):
     job = world.submit(1, wants=WANTS)
-    dead = up(world, gap_s=0.5)
+    dead = up(world, gap_s=GAP_S)
     world.turn(dead, "queue")
     assert "running" == world.where(job)[0]
     node = up(world)  # the next daemon of the same node: gives it back, and claims it anew
@@ -489,7 +493,7 @@ def test_who_waits_for_a_pool_and_a_node_far_away_is_not_overtaken(world, monkey
 
 def test_a_daemon_that_is_told_to_stop_gives_its_claims_back(world, states):
     job = world.submit(1, wants=WANTS)
-    node = up(world, gap_s=0.5)
+    node = up(world, gap_s=GAP_S)
     world.turn(node, "queue")
     node.close()
     assert "queue" == world.where(job)[0]
@@ -498,7 +502,7 @@ def test_a_daemon_that_is_told_to_stop_gives_its_claims_back(world, states):
 def test_a_spool_that_is_away_starts_nothing(world, states):
     """Where nothing is mounted every directory is empty, also our own."""
     job = world.submit(1, wants=WANTS)
-    node = up(world, gap_s=0.5)
+    node = up(world, gap_s=GAP_S)
     world.turn(node, "queue")
     os.rename(world.root, world.root + ".away")
     os.makedirs(world.root)

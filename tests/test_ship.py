@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from spoolq import daemon, fsops, home, host, recover, ship
+from spoolq import control, daemon, fsops, home, host, recover, ship
 from spoolq.daemon import Daemon
 from tests.faults import Died, faulty
 from tests.test_crash_points import explore
@@ -194,7 +194,8 @@ def test_a_home_that_was_removed_keeps_no_job_running(world):
     assert ("done", []) == (world.at(1).top, kept(world))
 
 
-def test_somebody_who_follows_sees_what_there_is_so_far(world):
+def test_somebody_who_follows_sees_what_there_is_so_far(world, monkeypatch):
+    monkeypatch.setattr(control, "FOLLOWED_S", 1e6)
     world.submit(output_mode="local")
     node = world.up()
     world.turn(node)

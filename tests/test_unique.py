@@ -11,8 +11,9 @@ import pytest
 from spoolq import home, steer, stored, unique
 from spoolq.errors import SpoolqError, TryAgain, UsageError
 from spoolq.job import Job
+from spoolq.selector import me
 from spoolq.spool import Spool
-from tests.cluster import Cluster
+from tests.cluster import PATIENCE_S, Cluster
 from tests.desk import end, run
 from tests.test_crash_points import explore
 from tests.world import World
@@ -57,6 +58,7 @@ def test_run_that_joins_shows_the_output_and_does_not_kill_what_it_joined(cluste
 
 
 def test_of_many_submitters_at_the_same_moment_one_wins(cluster: Cluster):
+    cluster.hurry("unique", UNCOMMITTED_S=PATIENCE_S)  # nobody is dead who takes long
     started = [cluster.start("sub", "--unique", "k", "true") for _ in range(8)]
     outs = [process.communicate() for process in started]  # closes their pipes
     ids = [int(out) for out, _ in outs if out]
@@ -76,10 +78,10 @@ def test_a_submitter_killed_before_its_commit_keeps_nobody_for_ever(cluster: Clu
     assert 9 == done.returncode
     monkeypatch.setattr(unique, "UNCOMMITTED_S", 0.2)
     spool = Spool(cluster.root)
-    placed = keyed(spool)
+    placed = keyed(spool, user=me())
 
     assert "queue" == placed.top
-    assert f"{placed.entry.id}\n" == read(f"{cluster.root}/unique/root~k/2")
+    assert f"{placed.entry.id}\n" == read(f"{cluster.root}/unique/{me()}~k/2")
 
 
 def test_requeue_of_an_ended_job_needs_its_key_again(cluster: Cluster):

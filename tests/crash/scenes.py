@@ -34,7 +34,7 @@ JOBS: tuple[tuple[tuple[str, ...], str, Expected], ...] = (
     (("--no-requeue",), "echo once; finish 0", Expected(("exit0",), b"once\n")),
     (("--requeue",), "echo often; finish 4", Expected(("exit4",), b"often\n")),
 )
-STOP_S = 3.0  # that a family may take to end before a daemon is sent after it
+STOP_S = 3.0  # that a family may take to end before a daemon is sent after it; after the last it has all the time
 _OUTPUT = re.compile(r"S/jobs/0/(\d+)/std(?:out|err)$")
 _DROPPED_FILE = re.compile(r"(?:openat|read) S/(?:drop|nodes/n1/admit)/[^ ]*nightly.sh$")
 DROPPED = Expected(("exit3",), b"dropped\n")
@@ -180,8 +180,12 @@ def finish(stage: Stage, user: User, pid: int, verdict: Verdict) -> None:
     stage.until(lambda: stage.dead(pid), "the daemon stops")
     if stage.code(pid) != 0:
         judge_exit(stage, pid, verdict)
-    for _ in range(3):  # the fault may have hit on the way out, of the daemon or of the family
-        with_patience = time.monotonic() + STOP_S
+    for stop_s in (
+        STOP_S,
+        STOP_S,
+        float("inf"),
+    ):  # the fault may have hit on the way out, of the daemon or of the family
+        with_patience = time.monotonic() + stop_s
         stage.until(lambda: not stage.children() or time.monotonic() > with_patience, "the family ends")  # noqa: B023
         if stage.code(pid) == 0 and not stage.children():
             break

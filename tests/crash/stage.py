@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spoolq import __main__, channel, daemon, intake, local, recover
+from spoolq import __main__, channel, daemon, host, intake, local, recover
 from spoolq.entry import parse_name
 from spoolq.errors import SpoolqError
 from spoolq.kin import WATCHERS
+from spoolq.resources import UNIT
 from tests.crash import tracer
 from tests.crash.tracer import Plan, Stub, Trace
 
@@ -267,7 +268,8 @@ class Stage:
 
 def side_by_side() -> int:
     """How many cases at a time: one where they would see each other's jobs, which have the same ids."""
-    return 2 * (os.cpu_count() or 1) if os.geteuid() == 0 else 1
+    cpus = host.capacity()["cpus"] // UNIT or 1  # of a container: perhaps few of the machine's
+    return 2 * cpus if os.geteuid() == 0 else 1
 
 
 def alone() -> None:

@@ -47,7 +47,11 @@ class Told(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What a job says of itself; `kind` is start, alive or end."""
+    """
+    What a job says of itself; `kind` is start, alive, end, or over: what it said of its end is on the disk.
+
+    `born` is when its process was made, which may be long before its first word.
+    """
 
     kind: str
     at: float
@@ -61,6 +65,7 @@ class Line(NamedTuple):
     size: int = 0
     sha: str = ""
     torn: str = ""
+    born: float = 0.0
 
 
 class Asked(NamedTuple):
@@ -246,6 +251,9 @@ class Judge:
             return True
         seen = self.faults(before.node, before.at - SLACK_S, after.at)
         died = any(fault.kind in DEATHS for fault in seen)
+        # of a family that dies whole while it starts a job nobody knows whether it did: by its rule, as after a death
+        born = before.born or before.at
+        died |= sum(fault.killed for fault in seen if fault.since - LAST_S <= born <= fault.until) >= FAMILY
         return (rule != "N" and died) or (rule == "Y" and bool(seen))
 
     def failed(self, job: int, attempt: int) -> bool:
@@ -295,18 +303,20 @@ class Judge:
         lines = self.by_run.get((job, attempt), [])
         start = next((line for line in lines if line.kind == "start"), None)
         end = next((line for line in lines if line.kind == "end"), None)
+        last = next((line for line in lines if line.kind == "over"), None)
         said = f"attempt {attempt} is {state}, exit code {result['exit_code']}, signal {result['signal']}, "
         said += f"reason {result['reason']!r}; the job says " + (
             f"exit code {end.code}, signal {end.signal}" if end else "that it began" if start else "nothing"
         )
-        if not self.explained(result, start, end):
+        # without its last word it did not come to its end: something else ended it, nobody knows when
+        until = last.at + LAST_S if last else float("inf")
+        if not self.explained(result, start, end, until):
             self.say("untrue", job, said)
 
-    def explained(self, result: dict[str, Any], start: Line | None, end: Line | None) -> bool:
-        """Whether a result is the truth, or what was done to the job explains it."""
+    def explained(self, result: dict[str, Any], start: Line | None, end: Line | None, until: float) -> bool:
+        """Whether a result is the truth, or what was done to the job explains it; `until`: its parent saw its end."""
         job, state, reason = result["id"], result["state"], result["reason"] or ""
         since = start.at if start else 0.0
-        until = end.at + LAST_S if end else float("inf")
         node = start.node if start else result["node"]
         faults = self.faults(node, since - SLACK_S, until)
         plan = self.plan(job)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from tests.soak import gather
@@ -29,6 +29,7 @@ POLICY = {"beat_s": 1, "fence_s": 5, "dead_s": 60, "grace_s": 1, "settle_s": 2, 
 PEACE_S = 120.0  # without any progress for so long after the faults: stuck
 PROGRESS_S = 10.0
 LOCAL_MB = 200  # of a node's own disk
+TURN = 4  # beats of a fresh daemon, one before its first turn and one in each of some: it has swept, and heard requests
 FDS = 6  # descriptors that a daemon may have more than a fresh one
 
 
@@ -198,12 +199,7 @@ class Soak:
             before = node.descriptors()
             old = {process.pid for process in node.family("daemon")}
             self.faults.signal(sorted(old), 15)
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                fresh = {process.pid for process in node.family("daemon")} - old
-                if fresh and self.settled(node):
-                    break
-                time.sleep(0.2)
+            self.until(lambda node=node, old=old: self.settled(node, old), PEACE_S)
             after = node.descriptors()
             found += [
                 f"{node.name}: the {kind} had {before[kind]} descriptors, a fresh one has {after.get(kind)}"
@@ -214,8 +210,21 @@ class Soak:
                 found.append(f"{node.name}: the runner has {after['runner']} descriptors without any job")
         return found
 
-    def settled(self, node: Node) -> bool:
-        """Whether its latest daemon is up."""
+    def until(self, done: Callable[[], bool], most_s: float) -> None:
+        """Wait for something, but not for ever: who looks next sees what is missing."""
+        end = time.monotonic() + most_s
+        while not done() and time.monotonic() < end:
+            time.sleep(0.2)
+
+    def beats(self, node: Node) -> int:
+        """How often its daemon has beaten."""
+        words = read(f"{self.root}/nodes/{node.name}/heartbeat").split()
+        return int(words[0]) if words and words[0].isdigit() else 0
+
+    def settled(self, node: Node, old: Collection[int]) -> bool:
+        """Whether it has a daemon that is none of the old ones, and that is up."""
+        if not {process.pid for process in node.family("daemon")} - set(old):
+            return False
         lines = node.log()
         starts = [number for number, line in enumerate(lines) if line.startswith("--- start")]
         return any(" up node=" in line for line in lines[starts[-1] :]) if starts else False
@@ -227,7 +236,8 @@ class Soak:
         left = stuck
         if not stuck:
             left = self.restart_all()
-            time.sleep(2.5)
+            for node in self.nodes:
+                self.until(lambda node=node: self.beats(node) >= TURN, PEACE_S)
         for node in self.nodes:
             if not node.shut_down():
                 left.append(f"{node.name} could not be shut down")

@@ -138,6 +138,17 @@ def test_silence_is_enough_only_for_those_who_said_yes():
     assert [] == kinds(twice("Y", faults=silence))
 
 
+def test_a_family_that_dies_whole_while_it_starts_a_job_leaves_that_to_its_rule():
+    """Nobody lived to write that it had started: it may have, or not."""
+
+    def seen(rule: str, born: float, killed: int) -> list[str]:
+        truth = [start(10.0, born=born), start(15.0, 2), end(17.0, 2)]
+        return kinds(twice(rule, truth=truth, faults=[Fault("kill-several", "n1", 9.5, 9.6, killed)]))
+
+    assert [[], [], ["duplicated"]] == [seen(rule, 9.55, 3) for rule in "CYN"]
+    assert [["duplicated"]] * 3 == [seen("C", 9.55, 2), seen("C", 8.0, 3), seen("C", 9.7, 3)]
+
+
 def test_a_user_may_have_it_run_again():
     assert [] == kinds(twice("N", asked=[Asked("requeue", 7, 13.0, 13.1, "requeued")]))
     assert ["duplicated"] == kinds(twice("N", asked=[Asked("requeue", 7, 16.0, 16.1, "requeued")]))
@@ -236,6 +247,15 @@ def test_what_was_done_to_a_job_explains_its_end():
     assert ["untrue"] == kinds(world(results={7: result(exit_code=3)}, truth=[], asked=asked))
 
 
+def test_a_death_explains_no_end_that_was_seen_before():
+    """A job is over when it has said its last word, which it says when its end is on a disk, however slow that is."""
+    lost, power = {7: result(state="NODE_FAIL", exit_code=None)}, [Fault("power", "n1", 15.0, 15.0)]
+    over = Line("over", 12.1, 7, 1, "n1", TOKEN)
+    assert ["untrue"] == kinds(world(results=lost, truth=[start(), end(), over], faults=power))
+    assert [] == kinds(world(results=lost, truth=[start(), end(), over._replace(at=14.9)], faults=power))
+    assert [] == kinds(world(results=lost, truth=[start(), end()], faults=power))
+
+
 def test_only_a_job_that_may_run_elsewhere_is_fenced():
     fenced = {
         "state": "NODE_FAIL",
@@ -253,10 +273,11 @@ def test_only_a_job_that_may_run_elsewhere_is_fenced():
 def test_a_beat_that_comes_late_is_a_fault(tmp_path):
     book = Book(str(tmp_path / "diary"), 1)
     pulse = Pulse(book, "/spool", ["n1"], fence_s=5.0)
-    for at in (100.0, 101.0, 104.9, 109.0, 110.0):
+    for at in (100.0, 101.0, 103.4, 106.0, 107.0):
         pulse.beat("n1", at)
+    book.close()
 
-    assert [Fault("late", "n1", 104.9, 109.0)] == book.faults
+    assert [Fault("late", "n1", 103.4, 106.0)] == book.faults
 
 
 def test_two_kills_in_the_family_excuse_no_unknown_end():

@@ -5,8 +5,9 @@ The program of every job: does what its words say, and tells the truth about it 
 
 CODE below 0 is a signal that it sends itself. FLAGS: f forks, d is deaf to SIGTERM, l leaves a child behind,
 e writes to stderr too. TRUTH is a directory: `truth.jsonl` gets one line at the start, one about every half
-second and one before the end; `locks/TOKEN` is locked as long as anything of the job's tree lives, so that
-the kernel itself says whether two executions overlapped.
+second, one before the end, and a last one when that is on the disk, which may take its time; `locks/TOKEN` is
+locked as long as anything of the job's tree lives, so that the kernel itself says whether two executions
+overlapped.
 Uses the standard library only and no package, since it starts thousands of times.
 """
 
@@ -51,6 +52,12 @@ class Truth:
         os.write(self.fd, line.encode())
         if sync:
             os.fsync(self.fd)
+
+    def born(self) -> float:
+        """When this process was made, before it became this program."""
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
     def overlaps(self) -> bool:
         """Whether something of another execution lives; the lock is ours and our children's from now on."""
@@ -100,7 +107,7 @@ def main(directory: str, token: str, seconds: float, code: int, size: int, flags
     if "d" in flags:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     truth = Truth(directory, token)
-    truth.tell("start", overlap=truth.overlaps(), size=size)
+    truth.tell("start", overlap=truth.overlaps(), size=size, born=truth.born())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pids = children(flags, seconds, truth.lock)
     text = lines(token, size)
@@ -112,12 +119,14 @@ def main(directory: str, token: str, seconds: float, code: int, size: int, flags
         write(text[size // 2 :])
     except OSError as error:
         truth.tell("end", code=TORN, signal=None, sha="", size=size, torn=error.strerror)
+        truth.tell("over", sync=False)
         return TORN
     for pid in pids:
         os.waitpid(pid, 0)
     number = -code if code < 0 else None
     sha = hashlib.sha256(text).hexdigest()
     truth.tell("end", code=None if number else code, signal=number, sha=sha, size=size, torn="")
+    truth.tell("over", sync=False)
     if number:
         signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
         os.kill(os.getpid(), number)
