@@ -1,6 +1,7 @@
 """Requests to a node: none is lost, none hits the wrong attempt, and their order is kept."""
 
 import errno
+import math
 import os
 
 import pytest
@@ -68,8 +69,9 @@ def test_asking_while_the_start_is_on_its_way_and_then_refused(world, verb):
     world.turn(node, "queue")
     assert [] == world.runner.starts
     ask(world, verb)
-    node.turn()
-    world.turn(node, "control")
+    for _ in range(2):  # it hears of the refusal, then of the request, and claims nothing meanwhile
+        node.set_due("queue", math.inf)
+        world.turn(node, "control")
     world.runner.refuses = False
     settle(world, node)
     if verb == "kill":
