@@ -105,7 +105,7 @@ class Cluster:
         )
 
     def node(
-        self, name: str = "n1", cpus: int = 2, *words: str, path: str | None = None, mem: str = "900G"
+        self, name: str = "n1", cpus: int = 2, *words: str, path: str | None = None, mem: str = "64T"
     ) -> subprocess.Popen[bytes]:
         """A node in the background, up and beating; `path` is where another version of the package lies."""
         with open(f"{self.base}/{name}.log", "ab") as log:

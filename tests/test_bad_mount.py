@@ -59,7 +59,7 @@ class Mounted:
 
     def start(self) -> "subprocess.Popen[bytes]":
         """A node that is not waited for."""
-        words = [sys.executable, "-m", "spoolq", "node", "--name", "n1", "--cpus", "4", "--mem", "900G"]
+        words = [sys.executable, "-m", "spoolq", "node", "--name", "n1", "--cpus", "4", "--mem", "64T"]
         with open(f"{self.cluster.base}/n1.log", "ab") as log:
             node = subprocess.Popen(
                 self.inside(*words),

@@ -14,7 +14,7 @@ from tests import hang
 
 def node(cluster, *words, log="n1", **env):
     """A node whose daemon may hang."""
-    command = ["node", "--name", "n1", "--cpus", "4", "--mem", "900G", "--no-watch", *words]
+    command = ["node", "--name", "n1", "--cpus", "4", "--mem", "64T", "--no-watch", *words]
     with open(f"{cluster.base}/{log}.log", "ab") as file:
         process = hang.start(cluster.env | env, *command, cwd=cluster.base, stdout=file, stderr=file)
     cluster.nodes.append(process)

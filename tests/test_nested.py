@@ -150,7 +150,7 @@ def test_a_nested_job_may_use_what_a_reservation_keeps(cluster: Cluster):
     cluster.node(cpus=2)
     go = f"while [ ! -e {cluster.base}/go ]; do sleep 0.02; done; {SPOOLQ} run -m 1 true"
     parent = cluster.sub("-m", "500", "--wrap", go)
-    whole = cluster.sub("-m", "900G", "true")
+    whole = cluster.sub("-m", "64T", "true")
     small = cluster.sub("-m", "1", "true")
     cluster.until(lambda: "keeps" in cluster.ok("why", str(small)), "a place is kept")
     touch(f"{cluster.base}/go")

@@ -123,7 +123,7 @@ class Stage:
 
     def daemon(self, *words: str, plan: Plan | None = None) -> int:
         """Start one; its pid."""
-        node = ("node", "--name", NODE, "--cpus", "16", "--mem", "900G", *words)
+        node = ("node", "--name", NODE, "--cpus", "16", "--mem", "64T", *words)
         stub = self.stub(self.python(*node), "node.log")
         if plan:
             self.trace(stub, plan)

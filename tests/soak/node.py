@@ -112,7 +112,7 @@ class Node:
     @property
     def words(self) -> list[str]:
         """Of `spoolq node`."""
-        return ["--name", self.name, "--cpus", str(self.cpus), "--mem", "900G"]
+        return ["--name", self.name, "--cpus", str(self.cpus), "--mem", "64T"]
 
     # --- power
 
