@@ -144,7 +144,12 @@ class Daemon(Agenda):
     def begin(self) -> None:
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
-        recover.compare_notes(self)
+        while True:
+            try:
+                recover.compare_notes(self)
+                break
+            except Gone:  # the daemon before this one let it go, and it left just when we had connected
+                self.family = Family.connect(self.state_dir)
         measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
