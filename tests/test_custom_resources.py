@@ -269,7 +269,7 @@ def test_a_pool_is_held_until_the_job_has_ended_and_given_back_by_death(cluster:
     cluster.node("n2", 2)
     first, go = waiter(cluster, "-c", "1", "-g", "matlab:1", "-w", "n1")
     runs(cluster, first)
-    cluster.until(lambda: os.path.exists(cluster.home(first, "stdout")), "it was started")
+    cluster.running(first, go.replace("/go.", "/up."))  # its stdout is there before the runner is told to start it
     node.kill()
     node.wait()
     second = cluster.sub("-c", "1", "-g", "matlab:1", "-w", "n2", "true")
