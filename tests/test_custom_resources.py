@@ -15,9 +15,8 @@ def touch(path: str) -> None:
 
 
 def said(cluster: Cluster, job: int, text: str, node: str = "n1") -> str:
-    """Wait until `why` says it."""
-    cluster.until(lambda: text in cluster.ok("why", str(job)), f"why {job} says {text}")
-    return cluster.ok("why", str(job))
+    """Wait until `why` says it, and what else it says then."""
+    return str(cluster.until(lambda: text in (why := cluster.ok("why", str(job))) and why, f"why {job} says {text}"))
 
 
 def waiter(cluster: Cluster, *words: str, say: str = "echo") -> tuple[int, str]:

@@ -307,7 +307,7 @@ def test_requeue_running_and_done(cluster: Cluster):
 def test_edit_extends_the_time_limit_of_a_running_job(cluster: Cluster):
     mark = f"{cluster.base}/m"
     cluster.node()
-    job = cluster.sub("-t", "8s", "sh", "-c", f"touch {mark}; sleep 10; echo lived")
+    job = cluster.sub("-t", "15s", "sh", "-c", f"touch {mark}; sleep 17; echo lived")
     cluster.running(job, mark)
     cluster.ok("edit", str(job), "time=5m")
 
