@@ -8,6 +8,7 @@ Invariant: killing this at any line loses nothing: the entry's place, the runner
 all that a new daemon needs (see `recover`). Nothing is claimed while unable to beat.
 """
 
+import contextlib
 import logging
 import random
 import select
@@ -296,7 +297,8 @@ class Daemon(Agenda):
         if self.live:
             log.warning("stopping jobs=%d still run; the next daemon of this node takes them over", len(self.live))
         else:
-            self.family.send({"op": "stop"})
+            with contextlib.suppress(Gone):  # it has left already
+                self.family.send({"op": "stop"})
         try:
             self.pending.close()
             self.notes.write(self.spool.root)

@@ -209,6 +209,13 @@ def test_a_runner_that_leaves_as_the_next_daemon_says_hello_is_no_reason_to_die(
     finished(world)
 
 
+def test_a_node_that_leaves_and_finds_no_runner_has_left_all_the_same(world):
+    node = world.up()
+    world.runner.gone = True
+    assert 0 == node.close()
+    assert "stopped" == world.spool.read_node("n1")["state"]
+
+
 def test_a_stop_while_saying_hello_leaves_the_scratch_of_jobs_alone(world):
     world.submit()
     node = world.up()
