@@ -8,6 +8,7 @@ Invariant: killing this at any line loses nothing: the entry's place, the runner
 all that a new daemon needs (see `recover`). Nothing is claimed while unable to beat.
 """
 
+import contextlib
 import logging
 import random
 import select
@@ -144,7 +145,12 @@ class Daemon(Agenda):
     def begin(self) -> None:
         """Arrive on the node, and find out what an earlier daemon has left."""
         recover.come_up(self)
-        recover.compare_notes(self)
+        while True:
+            try:
+                recover.compare_notes(self)
+                break
+            except Gone:  # the daemon before this one let it go, and it left just when we had connected
+                self.family = Family.connect(self.state_dir)
         measure.devices(self, host.boottime())
         if self.sure:
             self.scratch.adopt({live.scratch for live in self.live.values() if live.scratch})
@@ -291,7 +297,8 @@ class Daemon(Agenda):
         if self.live:
             log.warning("stopping jobs=%d still run; the next daemon of this node takes them over", len(self.live))
         else:
-            self.family.send({"op": "stop"})
+            with contextlib.suppress(Gone):  # it has left already
+                self.family.send({"op": "stop"})
         try:
             self.pending.close()
             self.notes.write(self.spool.root)

@@ -181,9 +181,10 @@ class Cluster:
         """`queue`, `running`, ...: by listing, as `ls` does."""
         for top in ("queue", "held", "running", "reaping", "done"):
             for directory in os.listdir(f"{self.root}/{top}"):
-                names = os.listdir(f"{self.root}/{top}/{directory}")
-                if any(name.split(".")[1:2] == [str(job_id)] for name in names):
-                    return top
+                with contextlib.suppress(FileNotFoundError):  # it was empty: a node sweeps such segments
+                    names = os.listdir(f"{self.root}/{top}/{directory}")
+                    if any(name.split(".")[1:2] == [str(job_id)] for name in names):
+                        return top
         return ""
 
     def running(self, job_id: int, mark: str) -> None:

@@ -110,13 +110,16 @@ def test_chunks_survive_a_daemon_that_is_killed_in_the_middle(cluster: Cluster):
 
 def test_the_runner_and_the_daemon_are_killed_and_the_chunk_goes_on(cluster: Cluster):
     node = cluster.node("n1", 1)
-    job = sub(cluster, "-a", "1-310", f"{MARK}; [ $SPOOLQ_ARRAY_TASK_ID != 2 ] || sleep 2")
+    wait = f"while [ ! -e {cluster.base}/go ]; do sleep 0.05; done"
+    job = sub(cluster, "-a", "1-310", f"{MARK}; [ $SPOOLQ_ARRAY_TASK_ID != 2 ] || {wait}")
     cluster.until(lambda: any(task == "2" for task, _, _ in marks(cluster)), "task 2 runs")
     [runner] = cluster.family()["runner"]
     os.kill(runner, 9)
     node.kill()
     node.wait()
     cluster.node("n1", 2)
+    with open(f"{cluster.base}/go", "w"):
+        pass
     cluster.ok("wait", str(job))
     assert [str(number) for number in range(1, 311)] == sorted((run[0] for run in marks(cluster)), key=int)
     assert {"COMPLETED": "1-310"} == states(cluster, job)

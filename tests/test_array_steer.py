@@ -4,7 +4,8 @@ import json
 import os
 import signal
 
-from tests.cluster import Cluster, read
+from spoolq import array
+from tests.cluster import PATIENCE_S, Cluster, read
 from tests.test_array_real import MARK, marks, states, sub
 
 HERE = "[ $SPOOLQ_ARRAY_TASK_ID"
@@ -80,16 +81,16 @@ def test_when_enough_tasks_failed_no_more_are_started(cluster: Cluster):
     job = sub(cluster, "-a", "1-400", "--max-fails", "3", f"{MARK}; {HERE} -lt 5 -o $SPOOLQ_ARRAY_TASK_ID -gt 20 ]")
     assert 0 != cluster.spoolq("wait", str(job)).returncode
     found = states(cluster, job)
-    assert found["FAILED"].startswith("5-")
+    failed = {number for some in array.parse(found["FAILED"]).ranges for number in some}
+    assert failed <= set(range(5, 21))  # which of them come first is up to two cpus
     # on each cpu one may have ended, one be about to be written down, and one have begun, when the third is counted
     assert 3 <= len([run for run in marks(cluster) if 5 <= int(run[0]) <= 20]) <= 3 + 2 * 3
     assert "400" in found["CANCELLED"]
     assert "--max-fails is 3" in cluster.ok("why", f"{job}_400")
-    failed = int(found["FAILED"].partition("-")[2].partition(",")[0]) - 4
     ran = len(marks(cluster))
     cluster.ok("requeue", str(job), "--failed")
     cluster.until(lambda: len(marks(cluster)) >= ran + 3, "they run again")
-    assert failed >= 3
+    assert len(failed) >= 3
 
 
 def test_killed_tasks_and_the_others(cluster: Cluster):
@@ -208,14 +209,15 @@ def test_who_interrupts_run_or_closes_its_output_ends_all_of_the_array(cluster: 
         run = cluster.start("run", "-a", "1-9", "sh", "-c", f"{mark}; exec sleep 999")
         cluster.until(lambda: len(marks(cluster)) == 2, "two run")
         run.send_signal(number)
-        assert 128 + number == run.wait(60)
+        assert 128 + number == run.wait(PATIENCE_S)
         run.communicate()
-        assert {"CANCELLED": "1-9"} == states(cluster, job)
+        # it waits some seconds for the end
+        cluster.until(lambda job=job: states(cluster, job) == {"CANCELLED": "1-9"}, "all of it has ended")
         os.unlink(f"{cluster.base}/marks")
     run = cluster.start("run", "-a", "1-9", "sh", "-c", "echo word; [ $SPOOLQ_ARRAY_TASK_ID = 1 ] || exec sleep 999")
     assert run.stdout
     run.stdout.close()
     assert run.stderr
     with run.stderr:
-        assert 128 + signal.SIGPIPE == run.wait(60), run.stderr.read()
-    assert {"COMPLETED": "1", "CANCELLED": "2-9"} == states(cluster, 3)
+        assert 128 + signal.SIGPIPE == run.wait(PATIENCE_S), run.stderr.read()
+    cluster.until(lambda: states(cluster, 3) == {"COMPLETED": "1", "CANCELLED": "2-9"}, "all of it has ended")

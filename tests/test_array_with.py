@@ -9,7 +9,7 @@ import pytest
 
 from spoolq import awaiting, measure, steer
 from spoolq.overload import Step
-from tests.cluster import Cluster, read
+from tests.cluster import PATIENCE_S, Cluster, read
 from tests.test_around import configure, program
 from tests.test_array_crash import recorded, submit
 from tests.test_array_real import states
@@ -160,7 +160,7 @@ def test_what_a_task_writes_is_shown_before_it_ends_though_it_is_kept_on_its_nod
     assert follower.stdout is not None
     assert b"first\n" == follower.stdout.readline()
     touch(f"{cluster.base}/go")
-    out, _ = follower.communicate(timeout=60)
+    out, _ = follower.communicate(timeout=PATIENCE_S)
     assert (b"second\n", 5) == (out, follower.returncode)
 
 
@@ -315,6 +315,6 @@ def test_without_a_command_one_waits_by_looking_at_names(cluster: Cluster):
     cluster.policy(grace_s=1, settle_s=0, min_free_mb=1, retry_s=0)
     waiter = subprocess.Popen(["sh", "-c", text], cwd=cluster.root, stdout=subprocess.PIPE, text=True)
     cluster.node("n1", 2)
-    out, _ = waiter.communicate(timeout=60)
+    out, _ = waiter.communicate(timeout=PATIENCE_S)
     assert 5 == len(out.split())
     assert {"COMPLETED": "1-5"} == states(cluster, job)

@@ -15,9 +15,8 @@ def touch(path: str) -> None:
 
 
 def said(cluster: Cluster, job: int, text: str, node: str = "n1") -> str:
-    """Wait until `why` says it."""
-    cluster.until(lambda: text in cluster.ok("why", str(job)), f"why {job} says {text}")
-    return cluster.ok("why", str(job))
+    """Wait until `why` says it, and what else it says then."""
+    return str(cluster.until(lambda: text in (why := cluster.ok("why", str(job))) and why, f"why {job} says {text}"))
 
 
 def waiter(cluster: Cluster, *words: str, say: str = "echo") -> tuple[int, str]:
@@ -269,7 +268,7 @@ def test_a_pool_is_held_until_the_job_has_ended_and_given_back_by_death(cluster:
     cluster.node("n2", 2)
     first, go = waiter(cluster, "-c", "1", "-g", "matlab:1", "-w", "n1")
     runs(cluster, first)
-    cluster.until(lambda: os.path.exists(cluster.home(first, "stdout")), "it was started")
+    cluster.running(first, go.replace("/go.", "/up."))  # its stdout is there before the runner is told to start it
     node.kill()
     node.wait()
     second = cluster.sub("-c", "1", "-g", "matlab:1", "-w", "n2", "true")

@@ -11,7 +11,7 @@ from spoolq.depend import Condition
 from spoolq.entry import Entry
 from spoolq.spool import Spool
 from spoolq.state import State
-from tests.cluster import Cluster
+from tests.cluster import PATIENCE_S, Cluster
 from tests.faults import faulty
 from tests.test_crash_points import act_on, explore, submit_one
 from tests.world import World
@@ -127,6 +127,7 @@ def test_scripts_job_files_dropped_files_and_lines_can_depend(cluster: Cluster):
     cluster.until(lambda: os.path.exists(f"{cluster.root}/drop/cron.toml.id"), "the file is admitted")
     with open(f"{cluster.root}/drop/cron.toml.id") as file:
         ids.append(int(file.read()))
+    cluster.until(lambda: cluster.place(ids[-1]), "its job is there")  # the id is told before
     cluster.until(lambda: os.path.exists(f"{cluster.root}/drop/bad.toml.why"), "the other is refused")
 
     assert ["held"] * 5 == [cluster.place(job) for job in ids]
@@ -185,11 +186,18 @@ def test_a_retried_parent_has_not_ended(cluster: Cluster):
 
 
 def test_a_job_in_the_foreground_waits_for_its_parent_and_says_so(cluster: Cluster):
-    parent = cluster.sub("sleep", "3")
-    done = cluster.spoolq("run", "-d", str(parent), "echo", "here")
+    parent = gate(cluster, "go")
+    run = cluster.start("run", "-d", str(parent), "echo", "here")
+    assert run.stderr is not None
+    said = b""
+    while b" waits: " not in said:
+        assert (line := run.stderr.readline()), said
+        said += line
+    touch(f"{cluster.base}/go")
+    out, _ = run.communicate(timeout=PATIENCE_S)
 
-    assert (0, "here\n") == (done.returncode, done.stdout)
-    assert f"waits: Dependency: waits for job {parent}" in done.stderr
+    assert (0, b"here\n") == (run.returncode, out)
+    assert f"waits: Dependency: waits for job {parent}" in said.decode()
 
 
 # --- at every call

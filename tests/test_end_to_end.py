@@ -96,7 +96,7 @@ def test_a_job_whose_directory_is_missing_waits_with_the_reason(cluster: Cluster
 def fifty(cluster: Cluster) -> dict[int, int]:
     """50 running jobs with distinct exit codes, waiting for a file: id -> code."""
     lines = "".join(
-        f"echo up > {cluster.base}/up.{i}; while [ ! -e {cluster.base}/go ]; do sleep 0.1; done; exit {i}\n"
+        f"echo up > {cluster.base}/up.{i}; while [ ! -e {cluster.base}/go ]; do sleep 1; done; exit {i}\n"
         for i in range(50)
     )
     ids = [int(word) for word in cluster.ok("sub", "-c", "0.01", "--each-line", "-", stdin=lines).split()]
@@ -211,14 +211,24 @@ def test_two_daemons_race_for_two_thousand_jobs(cluster: Cluster):
 
 
 def test_time_limit_term_then_kill(cluster: Cluster):
-    polite = cluster.sub("-t", "3s", "sh", "-c", "trap 'echo term; exit 0' TERM; sleep 100 & while :; do wait; done")
-    stubborn = cluster.sub("-t", "1s", "sh", "-c", "trap '' TERM; sleep 100 & while :; do wait; sleep 0.2; done")
-    cluster.node()
-
+    mark = f"{cluster.base}/m"
+    cluster.policy(grace_s=120, settle_s=0, min_free_mb=1)  # it ends by itself, however late it is heard
+    line = f"trap 'echo term; exit 0' TERM; touch {mark}; sleep 100 & while :; do wait; done"
+    polite = cluster.sub("-t", "1h", "sh", "-c", line)
+    node = cluster.node()
+    cluster.running(polite, mark)
+    cluster.ok("edit", str(polite), "time=1s")
     assert 124 == cluster.spoolq("wait", str(polite)).returncode
-    assert "TIMEOUT" == cluster.result(stubborn)["state"]
     assert "term\n" == cluster.text(polite)
     assert "time" == cluster.result(polite)["limit_hit"]
+
+    node.terminate()
+    node.wait()
+    cluster.policy(grace_s=1, settle_s=0, min_free_mb=1)
+    cluster.node()
+    stubborn = cluster.sub("-t", "1s", "sh", "-c", "trap '' TERM; sleep 100 & while :; do wait; sleep 0.2; done")
+    result = cluster.result(stubborn)
+    assert ("TIMEOUT", "time") == (result["state"], result["limit_hit"])
 
 
 def test_memory_limit(cluster: Cluster):
@@ -234,7 +244,8 @@ def test_memory_limit(cluster: Cluster):
 def test_kill_waiting_and_running_with_the_whole_tree(cluster: Cluster):
     mark = f"{cluster.base}/m"
     cluster.node(cpus=1)
-    tree = f"(setsid sh -c 'echo $$ > {mark}.1; exec sleep 999' &) ; sleep 998 & echo $! > {mark}.2; touch {mark}; wait"
+    both = f"while [ ! -s {mark}.1 ]; do sleep 0.02; done; touch {mark}"
+    tree = f"(setsid sh -c 'echo $$ > {mark}.1; exec sleep 999' &) ; sleep 998 & echo $! > {mark}.2; {both}; wait"
     running = cluster.sub("sh", "-c", tree)
     cluster.running(running, mark)
     waiting = cluster.sub("true")
@@ -296,7 +307,7 @@ def test_requeue_running_and_done(cluster: Cluster):
 def test_edit_extends_the_time_limit_of_a_running_job(cluster: Cluster):
     mark = f"{cluster.base}/m"
     cluster.node()
-    job = cluster.sub("-t", "8s", "sh", "-c", f"touch {mark}; sleep 10; echo lived")
+    job = cluster.sub("-t", "15s", "sh", "-c", f"touch {mark}; sleep 17; echo lived")
     cluster.running(job, mark)
     cluster.ok("edit", str(job), "time=5m")
 

@@ -3,7 +3,7 @@
 import json
 import os
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, read
 
 
 def lost_node(cluster: Cluster, *words: str) -> int:
@@ -13,7 +13,7 @@ def lost_node(cluster: Cluster, *words: str) -> int:
     mark = f"{cluster.base}/mark"
     script = f"echo $SPOOLQ_NODE.$SPOOLQ_ATTEMPT >> {mark}; [ $SPOOLQ_ATTEMPT = 2 ] || sleep 600"
     job = cluster.sub(*words, "sh", "-c", script)
-    cluster.running(job, mark)
+    cluster.until(lambda: read(mark), f"job {job} runs, and has said so")
     n2.kill()
     n2.wait()
     cluster.close()

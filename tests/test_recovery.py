@@ -197,6 +197,25 @@ def test_no_runner_within_patience_is_no_reason_to_die(world, monkeypatch):
     finished(world)
 
 
+def test_a_runner_that_leaves_as_the_next_daemon_says_hello_is_no_reason_to_die(world):
+    """The daemon before had let it go: an idle node that was restarted at once ended with `Broken pipe`."""
+    node = world.daemon()
+    world.runner.gone = True
+    node.begin()
+    world.submit()
+    world.turn(node)
+    world.runner.end((1, 1))
+    world.turn(node)
+    finished(world)
+
+
+def test_a_node_that_leaves_and_finds_no_runner_has_left_all_the_same(world):
+    node = world.up()
+    world.runner.gone = True
+    assert 0 == node.close()
+    assert "stopped" == world.spool.read_node("n1")["state"]
+
+
 def test_a_stop_while_saying_hello_leaves_the_scratch_of_jobs_alone(world):
     world.submit()
     node = world.up()
