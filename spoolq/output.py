@@ -49,11 +49,14 @@ def out(argv: Sequence[str]) -> int:
     sys.stdout.flush()
     if given.has("follow"):
         return (_follow if isinstance(ids[0], int) else _follow_task)(spool, ids[0], name, lines)
+    arrays: dict[int, tally.Tally] = {}  # each is read once: an array may have 100,000 tasks
     for unit in ids:
         if isinstance(unit, int):
             _print(spool, unit, name, lines)
         else:
-            _print_task(spool, unit, name, lines)
+            job_id = awaiting.id_of(unit)
+            known = arrays[job_id] = arrays.get(job_id) or _read(spool, job_id)
+            _print_task(known, unit, name, lines)
     return 0
 
 
@@ -66,10 +69,13 @@ def tasks_of(spool: Spool, ids: Sequence[awaiting.Unit]) -> list[awaiting.Unit]:
     return found
 
 
-def _stream_of(spool: Spool, unit: str, name: str) -> Stream | None:
+def _read(spool: Spool, job_id: int) -> tally.Tally:
+    return tally.Tally(spool, job_id, selector.Finder(spool).by_id(job_id))
+
+
+def _stream_of(known: tally.Tally, unit: str, name: str) -> Stream | None:
     """The output of a task; None while nobody can say where it is."""
-    job_id, number = awaiting.id_of(unit), int(unit.partition("_")[2])
-    known = tally.Tally(spool, job_id, selector.Finder(spool).by_id(job_id))
+    spool, number = known.spool, int(unit.partition("_")[2])
     placed, line = known.chunk_of(number), known.known.get(number)
     if placed is None or (line is None and placed.top in ("queue", "held")):
         return None
@@ -80,14 +86,14 @@ def _stream_of(spool: Spool, unit: str, name: str) -> Stream | None:
     pattern = known.job.error if known.job and name == "stderr" and known.job.error is not None else pattern
     names = home.fill_in(entry, known.job.name, known.job.user) if known.job else {}
     names["N"] = str(line.get("node") or "") if line else placed.node
-    stream = Stream(spool, job_id, name, STDOUT)
+    stream = Stream(spool, known.id, name, STDOUT)
     chdir = known.job.chdir if known.job else "/"
     stream.path, stream.listed = home.output_path(spool.root, entry, pattern, name, names, chdir), False
     return stream
 
 
-def _print_task(spool: Spool, unit: str, name: str, lines: int) -> None:
-    stream = _stream_of(spool, unit, name)
+def _print_task(known: tally.Tally, unit: str, name: str, lines: int) -> None:
+    stream = _stream_of(known, unit, name)
     if stream is None:
         sys.stderr.write(f"spoolq: job {unit} has not started; -f waits for it\n")
         return
@@ -111,7 +117,8 @@ def _follow_task(spool: Spool, unit: awaiting.Unit, name: str, lines: int) -> in
         if now - looked >= awaiting.SURE_S:
             looked = now
             outcome = awaiting.ended_now(spool, {unit}, sure=True).get(unit)
-            if stream is None and (stream := _stream_of(spool, str(unit), name)) and lines >= 0:
+            known = None if stream is not None else _read(spool, awaiting.id_of(unit))
+            if known and (stream := _stream_of(known, str(unit), name)) and lines >= 0:
                 stream.skip_to_last(lines)
         if stream is not None and stream.pump([]):
             active = now

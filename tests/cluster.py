@@ -119,6 +119,7 @@ class Cluster:
             )
         self.nodes.append(node)
         self.until(lambda: node.poll() is not None or self.facts(name).get("pid") == node.pid, f"node {name} is up")
+        assert node.poll() in (None, 0), f"node {name} ended with {node.poll()}:\n{self.log(name)}"
         return node
 
     def log(self, name: str = "n1") -> str:
