@@ -23,6 +23,7 @@ class Book:
         self.faults: list[Fault] = []
         self.told: list[Told] = []
         self.crashes: list[str] = []
+        self.killed = 0
         self._seed, self._lock, self._number = seed, threading.Lock(), 0
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
 
@@ -61,6 +62,11 @@ class Book:
         with self._lock:
             self.faults.append(fault)
             self._note("fault", fault)
+
+    def kill(self, count: int) -> None:
+        """So many daemons or commands did not live to finish what they were at."""
+        with self._lock:
+            self.killed += count
 
     def crash(self, text: str) -> None:
         """A program of spoolq ended with a traceback."""

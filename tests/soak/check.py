@@ -107,7 +107,11 @@ class Place(NamedTuple):
 
 @dataclass
 class World:
-    """Everything that is known at the end; `tokens`, `results` and `outputs` are by id."""
+    """
+    Everything that is known at the end; `tokens`, `results` and `outputs` are by id.
+
+    `private`: files that were on their way to a name; of `killed` daemons and commands each may have left one.
+    """
 
     plans: dict[str, Plan] = field(default_factory=dict)
     acks: list[Ack] = field(default_factory=list)
@@ -123,6 +127,8 @@ class World:
     late: list[int] = field(default_factory=list)
     rejected: set[str] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
+    private: list[str] = field(default_factory=list)
+    killed: int = 0
     crashes: list[str] = field(default_factory=list)
 
 
@@ -401,7 +407,7 @@ def check(world: World) -> Verdict:
     judge.true()
     judge.told()
     judge.count()
-    for text in world.left:
+    for text in world.left + (world.private if len(world.private) > world.killed else []):
         judge.say("left", None, text)
     for text in world.crashes:
         judge.say("untrue", None, text)

@@ -252,7 +252,8 @@ class Soak:
             crashes=list(book.crashes),
         )
         gather.fill(world, self.root, f"{self.base}/truth", [node.name for node in self.nodes])
-        world.left = left + gather.left_behind(self.root, self.nodes)
+        world.left, world.private = left + gather.left_behind(self.root, self.nodes), gather.private(self.root)
+        world.killed = book.killed
         world.crashes += gather.crashes(self.nodes)
         verdict = check(world)
         self.report(verdict)

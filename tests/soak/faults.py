@@ -109,6 +109,7 @@ class Faults:
         since, found = time.time(), node.family(kind)
         pids = [self.random.choice(found).pid] if found else []
         self.signal(pids, signal.SIGKILL)
+        self.book.kill(len(pids) if kind == "daemon" else 0)
         self._note(name, node.name, since, len(pids) if kind != "daemon" else 0)
 
     def kill_several(self, node: Node) -> Play:
@@ -117,6 +118,7 @@ class Faults:
         since, found = time.time(), node.family("daemon", "runner", "watch")
         chosen = self.random.sample(found, self.random.randint(min(2, len(found)), len(found)))
         self.signal([process.pid for process in chosen], signal.SIGKILL)
+        self.book.kill(sum(process.kind == "daemon" for process in chosen))
         self._note("kill-several", node.name, since, sum(process.kind != "daemon" for process in chosen))
 
     def stop(self, node: Node, name: str, kind: str, most_s: float) -> Play:
@@ -155,10 +157,16 @@ class Faults:
         if child.poll() is None:  # the first one is dead at this moment, and this one serves
             inside = read(f"/proc/{child.pid}/task/{child.pid}/children").split()
             self.signal([int(pid) for pid in inside] or [child.pid], signal.SIGKILL)
+            self.book.kill(1)
         child.wait()
         self._note("second", node.name, since)
 
     # --- power
+
+    def _power_off(self, node: Node) -> None:
+        """Its daemon dies with all else."""
+        self.book.kill(1)
+        node.power_off()
 
     def power(self, node: Node) -> Play:
         """A node loses its power, and gets it back."""
@@ -167,7 +175,7 @@ class Faults:
         self._busy.add(node.name)
         since = time.time()
         if node.on:
-            node.power_off()
+            self._power_off(node)
         self._note("power", node.name, since)
         yield self.random.choice([0.1, 1.0, self.random.uniform(1.0, 2.5 * self.fence_s)])
         node.boot()
@@ -180,7 +188,7 @@ class Faults:
         since = time.time()
         self._busy |= {node.name for node in self.nodes}
         for node in self.nodes:
-            node.power_off()
+            self._power_off(node)
         self._note("blackout", "", since)
         yield self.random.uniform(0.1, 4.0)
         for node in self.nodes:
@@ -194,7 +202,7 @@ class Faults:
         self._busy |= {node.name, "death"}
         since = time.time()
         if node.on:
-            node.power_off()
+            self._power_off(node)
         self._note("death", node.name, since)
         if self.random.random() < 0.5:
             yield self.random.uniform(3.5, 8.0)

@@ -128,8 +128,6 @@ def fill(world: World, root: str, directory: str, nodes: Iterable[str]) -> None:
 def left_behind(root: str, nodes: Sequence[Node]) -> list[str]:
     """What should not be there after everything has ended and each node was restarted."""
     found = [f"{top}/{name} is an empty segment" for top in ("queue", "held") for name in listing(f"{root}/{top}")]
-    for directory, _, names in os.walk(root):
-        found += [f"{directory}/{name} was left" for name in names if name.startswith(".t.")]
     for node in nodes:
         found += [f"{node.name}: request {name} was left" for name in listing(f"{root}/nodes/{node.name}/control")]
         found += [
@@ -137,6 +135,12 @@ def left_behind(root: str, nodes: Sequence[Node]) -> list[str]:
             for line in read(f"{node.directory}/left").decode().splitlines()
         ]
     return found
+
+
+def private(root: str) -> list[str]:
+    """Files that were written and did not get their name."""
+    walk = os.walk(root)
+    return [f"{directory}/{name} was left" for directory, _, names in walk for name in names if name.startswith(".t.")]
 
 
 def crashes(nodes: Sequence[Node]) -> list[str]:

@@ -309,6 +309,8 @@ def test_who_waited_was_told_the_same():
 
 def test_what_is_left_behind_and_programs_that_crash_are_seen():
     assert ["left"] == kinds(world(left=["queue/500.000000001 is an empty segment"]))
+    private = ["jobs/0/7/.t.6.96.result.json was left"]
+    assert [["left"], []] == [kinds(world(private=private, killed=killed)) for killed in (0, 1)]
     assert ["untrue"] == kinds(world(crashes=["n1: Traceback"]))
 
 

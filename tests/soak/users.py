@@ -86,6 +86,7 @@ class User:
             out, err = child.communicate(stdin, timeout=PATIENCE_S if kill_after_s is None else kill_after_s)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
+            self.book.kill(1)
             out, err = child.communicate()
         if "Traceback" in err:
             self.book.crash(f"spoolq {shlex.join(words)[:200]} died: {err[-2000:]}")
