@@ -196,6 +196,15 @@ def unborn(pid: int) -> bool:
         return False
 
 
+def in_exec(pid: int) -> bool:
+    """Whether a living process has a new program and not yet its words and environment (Linux fs/proc/base.c)."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            return not file.read(1)
+    except OSError:
+        return False
+
+
 def same_program(pid: int) -> bool:
     """Whether a process runs our own executable: a child between vfork and exec does."""
     try:

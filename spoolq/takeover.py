@@ -100,8 +100,8 @@ class Takeover:
         """
         (pid, birth) of the process with the marker, or of the only zombie it can be; else (0, 0).
 
-        A child that hangs before its exec is the job too: it may yet begin, so it did not "never start". And so is one
-        that ends while it is looked at, whose environment is gone before a watcher has written down its end.
+        A child that hangs before its exec, or in it, is the job too: it may yet begin, so it did not "never start". And
+        so is one that ends while it is looked at, whose environment is gone before a watcher has written down its end.
         """
         give_up = time.monotonic() + _UNBORN_S
         family = {os.getpid(), *self.kin.ancestors()}
@@ -111,6 +111,8 @@ class Takeover:
             for stat in self._candidates(family):
                 if stat.born < earliest or stat.pid in known or stat.pid in family:
                     continue
+                # asked first: what has its words has its environment
+                begins = stat.parent in family and (process.same_program(stat.pid) or process.in_exec(stat.pid))
                 if enforce.marker_of(stat.pid) == marker and stat.session == stat.pid:
                     living = living if living[0] else (stat.pid, stat.born)
                     continue
@@ -118,7 +120,7 @@ class Takeover:
                 if now and now.state == "Z":
                     if now.session == now.pid:
                         zombies.append((now.pid, now.born))
-                elif stat.parent in family and process.same_program(stat.pid):
+                elif begins:
                     unborn = (stat.pid, stat.born)
             if living[0]:  # perhaps a daemon that the job left behind
                 elder = [(pid, birth) for pid, birth in zombies if (birth, pid) < (living[1], living[0])]
@@ -126,7 +128,7 @@ class Takeover:
             if unborn[0] and time.monotonic() < give_up:
                 time.sleep(0.01)
                 continue
-            if unborn[0] and process.unborn(unborn[0]):
+            if unborn[0] and (process.unborn(unborn[0]) or process.in_exec(unborn[0])):
                 return unborn
             return zombies[0] if len(zombies) == 1 else (0, 0)
 

@@ -610,17 +610,40 @@ def test_a_start_that_ends_while_it_is_looked_for_was_not_never_carried_out(tmp_
     assert (0, 0) == taken._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
 
 
+@pytest.mark.parametrize("looks", [3, 999])
+def test_a_start_whose_exec_takes_long_was_not_never_carried_out(tmp_path, monkeypatch, looks):
+    """The kernel shows no words and no environment until the new program's memory is set up, from a slow file system perhaps."""
+    monkeypatch.setattr(takeover, "_UNBORN_S", 0.2 if looks == 999 else 600.0)
+    marks = {"SPOOLQ_FAMILY": str(tmp_path), "SPOOLQ_JOB_ID": "1", "SPOOLQ_ATTEMPT": "1"}
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True, env=marks)
+    try:
+        wait_until(lambda: process.environment(child.pid), "its environment")
+        assert not process.in_exec(child.pid)
+        left, environment = [None] * looks, process.environment
+        monkeypatch.setattr(process, "environment", lambda pid: {} if left else environment(pid))
+        monkeypatch.setattr(process, "in_exec", lambda pid: bool(left and (left.pop() or True)))
+        stat = process.read_stat(child.pid)
+        found = looking(tmp_path, stat)._find_living(SimpleNamespace(id=1, attempt=1), stat.born, set())
+        assert (child.pid, stat.born) == found
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_daemon_is_not_taken_for_its_job_that_has_ended_and_that_no_watcher_has_waited_for(tmp_path):
     child = ended_unreaped("true")
     marks = {"SPOOLQ_FAMILY": str(tmp_path), "SPOOLQ_JOB_ID": "1", "SPOOLQ_ATTEMPT": "1"}
     left = subprocess.Popen(["sleep", "600"], start_new_session=True, env=marks)
+    wait_until(lambda: process.environment(left.pid), "its environment")  # a moment after its exec
     stats = [process.read_stat(pid) for pid in (child.pid, left.pid)]
     taken = looking(tmp_path, *stats)
-    assert (child.pid, stats[0].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
-    child.wait()
-    assert (left.pid, stats[1].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
-    left.kill()
-    left.wait()
+    try:
+        assert (child.pid, stats[0].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+        child.wait()
+        assert (left.pid, stats[1].born) == taken._find_living(SimpleNamespace(id=1, attempt=1), stats[0].born, set())
+    finally:
+        left.kill()
+        left.wait()
 
 
 def test_the_heir_is_found_although_the_list_of_children_is_short(tmp_path, monkeypatch):
