@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from tests.desk import put, run
 from tests.test_crash_points import explore_node, running
 from tests.world import World
 
-SPOOLQ = "python3 -m spoolq"
+SPOOLQ = f"{sys.executable} -m spoolq"
 
 
 def script(cluster: Cluster, name: str, text: str) -> str:
