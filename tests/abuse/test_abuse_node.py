@@ -501,10 +501,8 @@ def test_a_drained_node_starts_nothing_more_long_before_its_next_beat(cluster: C
     cluster.node()
     assert "ok\n" == cluster.ok("run", "echo", "ok")
     cluster.ok("drain", "n1")
-    for number in (
-        1,
-        2,
-    ):  # before it looks at requests it looks whether it is drained, and so before the second at last
+    # before it looks at requests it looks whether it is drained, and so before the second at last
+    for number in (1, 2):
         request = f"{cluster.root}/nodes/n1/control/{number}.99.bad"
         with open(request, "w") as file:
             file.write("[]")

@@ -180,11 +180,8 @@ def finish(stage: Stage, user: User, pid: int, verdict: Verdict) -> None:
     stage.until(lambda: stage.dead(pid), "the daemon stops")
     if stage.code(pid) != 0:
         judge_exit(stage, pid, verdict)
-    for stop_s in (
-        STOP_S,
-        STOP_S,
-        float("inf"),
-    ):  # the fault may have hit on the way out, of the daemon or of the family
+    # the fault may have hit on the way out, of the daemon or of the family
+    for stop_s in (STOP_S, STOP_S, float("inf")):
         with_patience = time.monotonic() + stop_s
         stage.until(lambda: not stage.children() or time.monotonic() > with_patience, "the family ends")  # noqa: B023
         if stage.code(pid) == 0 and not stage.children():
